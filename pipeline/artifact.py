@@ -1,0 +1,228 @@
+"""Records, fingerprints, manifests, atomic publication and the lock: what makes an output an artifact.
+
+An artifact is a folder with a `record.json`, written last. Snakemake knows only the record; everything else is found
+through it. A stage works in a state folder that Snakemake does not know (Snakemake deletes outputs of failed jobs).
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import PipelineError
+
+RECORD = "record.json"
+RECORD_COPY = ".record.json"  # Snakemake deletes declared outputs of jobs it thinks incomplete; this one it cannot see
+FULL_CHECK_BYTES = 256 << 20  # inputs up to this size are re-hashed when read; larger ones only measured
+
+
+def canonical(value: Any) -> str:
+    """`value` as the one JSON text that stands for it; refuses what has no such text.
+
+    Raises:
+        TypeError: a value that is not a mapping with text keys, a list, text, number, boolean or None; or a NaN. A
+            lenient encoder would let such a value change the fingerprint silently from run to run.
+    """
+
+    def check(item: Any, path: str) -> None:
+        if isinstance(item, dict):
+            for key, inner in item.items():
+                if not isinstance(key, str):
+                    raise TypeError(f"{path}: key {key!r} is not text")
+                check(inner, f"{path}.{key}")
+        elif isinstance(item, list):
+            for i, inner in enumerate(item):
+                check(inner, f"{path}.{i}")
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise TypeError(f"{path}: {item} has no canonical form")
+        elif not (item is None or isinstance(item, str | int | float | bool)):
+            raise TypeError(f"{path}: {type(item).__name__} has no canonical form")
+
+    check(value, "settings")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of an identity's canonical form."""
+    return hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact: path relative to its folder, size, digest."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: str
+    bytes: int
+    sha256: str
+
+
+class InputEntry(BaseModel):
+    """One upstream artifact: its role, where it lay, and the digest of its record (which holds all others)."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    path: str
+    fingerprint: str
+    sha256: str
+
+
+class Record(BaseModel):
+    """What a stage says about what it made. Downstream code reads this, never logs."""
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: int = 1
+    stage: str
+    stage_version: int
+    scale: str
+    point: str | None
+    variant: str | None
+    source: str | None
+    fingerprint: str
+    settings: dict[str, Any]
+    inputs: list[InputEntry]
+    outputs: list[FileEntry]
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    hardware: dict[str, Any]
+    execution: dict[str, Any]
+    started: str
+    wall_s: float
+    cpu_s: float
+    peak_rss_mb: float
+
+
+def manifest(folder: Path) -> list[FileEntry]:
+    """Every file below `folder` but its record, sorted by path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (RECORD, RECORD_COPY))
+    return [
+        FileEntry(path=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=sha256_file(p)) for p in files
+    ]
+
+
+def read_record(folder: Path) -> Record:
+    """The record of an artifact.
+
+    Raises:
+        PipelineError: there is none, or it is not a record.
+    """
+    path = folder / RECORD
+    try:
+        return Record.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not there yet; `snakemake --cores 2 {path}` makes it") from None
+    except ValidationError as error:
+        raise PipelineError(f"{path}: not a record ({error.error_count()} faults); {_remake(folder)}") from None
+
+
+def _remake(folder: Path) -> str:
+    return f"delete {folder / RECORD} and run snakemake again: it is made anew and nothing else is touched"
+
+
+def check_files(folder: Path, record: Record) -> None:
+    """Compare an artifact's files with its record before they are used.
+
+    Sizes always; digests of files up to `FULL_CHECK_BYTES`.
+
+    Raises:
+        PipelineError: a missing, truncated or changed file, named, with the way out.
+    """
+    for entry in record.outputs:
+        path = folder / entry.path
+        if not path.is_file():
+            raise PipelineError(f"{path}: missing; {_remake(folder)}")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise PipelineError(f"{path}: {size} bytes where {entry.bytes} were published; {_remake(folder)}")
+        if size <= FULL_CHECK_BYTES and sha256_file(path) != entry.sha256:
+            raise PipelineError(f"{path}: its content is not what was published; {_remake(folder)}")
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder` to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def publish(made: Path, folder: Path, record: Record) -> None:
+    """Move the files of `made` into `folder`, replacing what was there, and write the record last.
+
+    Killed at any moment, either the old record is gone and the stage runs again, or the new one is there and complete.
+    `made` must be on the file system of `folder`.
+    """
+    fsync_tree(made)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    (folder / RECORD_COPY).unlink(missing_ok=True)
+    for entry in sorted(made.iterdir()):
+        target = folder / entry.name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        os.replace(entry, target)
+    kept = {Path(entry.path).parts[0] for entry in record.outputs}
+    for stale in folder.iterdir():
+        if stale.name not in kept and not (stale / RECORD).exists():  # variants of one stage are sub-folders
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    fsync_tree(folder)
+    text = record.model_dump_json(indent=2) + "\n"
+    write_atomic(folder / RECORD_COPY, text)
+    write_atomic(folder / RECORD, text)
+
+
+def restore(folder: Path, wanted: str) -> Record | None:
+    """Put back the record of an artifact that is whole and has the fingerprint `wanted`, if there is one.
+
+    Snakemake deletes the record of a job whose end it did not see, although the job may have finished as an orphan.
+    """
+    try:
+        text = (folder / RECORD_COPY).read_text()
+        record = Record.model_validate_json(text)
+        if record.fingerprint != wanted:
+            return None
+        check_files(folder, record)
+    except (FileNotFoundError, ValidationError, PipelineError):
+        return None
+    write_atomic(folder / RECORD, text)
+    return record
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the kernel's lock on `path`; wait for another holder. A dead process's lock is gone by itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{path}: another process works on this; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

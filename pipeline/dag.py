@@ -1,0 +1,220 @@
+"""Which artifacts a scale consists of, what each is made from, and what identifies it.
+
+This is the workflow as data: Snakemake's rules, the stages' command lines and the analysis all read it, and nothing
+here needs an engine, so that planning a grid takes milliseconds.
+
+    corpus -> tokenize -> pretrain -> convert -> grpo
+        \\-> tokenizer -/            \\_____________\\-> benchmark, decode, taskloss -> table -> figures -> report
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import RECORD, fingerprint
+from pipeline.config import Grid, Source, Sources, Tokenizer, load_grid, load_sources
+from pipeline.errors import PipelineError
+from pipeline.grid import Point, expand
+
+# Raise a stage's version when the same settings and inputs would give other results than before.
+STAGES: dict[str, int] = {
+    "corpus": 1,
+    "tokenizer": 1,
+    "tokenize": 1,
+    "pretrain": 1,
+    "convert": 1,
+    "grpo": 1,
+    "benchmark": 1,
+    "decode": 1,
+    "taskloss": 1,
+    "table": 1,
+    "figures": 1,
+    "report": 1,
+}
+EVALUATIONS = ("benchmark", "decode", "taskloss")
+BASE, GRPO = "base", "grpo"
+
+# Packages whose version changes a stage's numbers. Local versions (+cpu) are left out: the same release on another
+# device is the same recipe.
+ENGINES: dict[str, tuple[str, ...]] = {
+    "benchmark": ("vllm", "lm-eval"),
+    "decode": ("vllm",),
+    "taskloss": ("vllm",),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact of a scale: a stage for a source, a point, or a point's variant ("base" or "grpo")."""
+
+    stage: str
+    scale: str
+    source: str | None = None
+    point: str | None = None
+    variant: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact lies, relative to the results folder."""
+        parts = [self.scale]
+        if self.stage == "tokenizer":
+            parts.append("data")
+        if self.source:
+            parts += ["data", self.source]
+        if self.point:
+            parts.append(self.point)
+        return Path(*parts, self.stage, *filter(None, [self.variant]))
+
+    @property
+    def record(self) -> Path:
+        """The artifact's record, relative to the results folder."""
+        return self.folder / RECORD
+
+    @property
+    def label(self) -> str:
+        """How messages name the job."""
+        return " ".join(filter(None, [self.stage, self.source, self.point, self.variant]))
+
+
+class Dag:
+    """The jobs of one scale, their inputs, settings and fingerprints."""
+
+    def __init__(self, grid: Grid, sources: Sources, scale: str, where: str = "config/grid.yaml") -> None:
+        if scale not in grid.scales:
+            raise PipelineError(f"{where}: there is no scale '{scale}'; there are: {', '.join(grid.scales)}")
+        self.name = scale
+        self.scale = grid.scales[scale]
+        self.points: dict[str, Point] = {p.name: p for p in expand(self.scale, f"{where}: scales.{scale}")}
+        self.datasets: dict[str, Source] = {}
+        self._fingerprints: dict[Job, str] = {}
+        for name in self.scale.data.sources:
+            if name not in sources.datasets:
+                raise PipelineError(f"{where}: scales.{scale}.data.sources: '{name}' is not in config/sources.yaml")
+            self.datasets[name] = sources.datasets[name]
+        tokenizer = self.scale.data.tokenizer
+        if tokenizer not in sources.tokenizers:
+            raise PipelineError(f"{where}: scales.{scale}.data.tokenizer: '{tokenizer}' is not in config/sources.yaml")
+        self.tokenizer: Tokenizer = sources.tokenizers[tokenizer]
+
+    @classmethod
+    def load(cls, scale: str | None = None, config: Path | str = "config/grid.yaml") -> "Dag":
+        """Read the configuration and build the DAG of `scale` (default: the file's own `scale`)."""
+        grid = load_grid(config)
+        sources = load_sources(Path(config).with_name("sources.yaml"))
+        return cls(grid, sources, scale or grid.scale, str(config))
+
+    # ------------------------------------------------------------------------------------------------ jobs
+
+    def variants(self, point: str) -> list[str]:
+        """The checkpoints of a point that are evaluated: the base model, and the post-trained one if there is one."""
+        return [BASE, GRPO] if self.points[point].grpo else [BASE]
+
+    @property
+    def evaluations(self) -> list[str]:
+        """The evaluation stages this scale configures."""
+        return [stage for stage in EVALUATIONS if getattr(self.scale, stage) is not None]
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """Every job, upstream first."""
+        jobs = [Job("corpus", self.name, source=s) for s in self.datasets]
+        jobs.append(Job("tokenizer", self.name))
+        jobs += [Job("tokenize", self.name, source=s) for s in self.datasets]
+        jobs += [Job(stage, self.name, point=p) for stage in ("pretrain", "convert") for p in self.points]
+        jobs += [Job("grpo", self.name, point=p) for p in self.points if self.points[p].grpo]
+        for stage in self.evaluations:
+            jobs += [Job(stage, self.name, point=p, variant=v) for p in self.points for v in self.variants(p)]
+        return jobs + [Job(stage, self.name) for stage in ("table", "figures", "report")]
+
+    def of(self, stage: str) -> list[Job]:
+        """The jobs of one stage."""
+        return [job for job in self.jobs if job.stage == stage]
+
+    def task_source(self, task: str) -> str | None:
+        """The generated source that provides a task's items; None for lm-eval's stock tasks."""
+        from pipeline.tasks import TASKS
+
+        if task not in TASKS:
+            return None
+        kind = TASKS[task].source_kind
+        names = [name for name, source in self.datasets.items() if source.kind == kind]
+        if not names:
+            raise PipelineError(f"task '{task}' asks about a '{kind}' source, which scale '{self.name}' does not have")
+        return names[0]
+
+    def _task_inputs(self, tasks: list[str]) -> dict[str, Job]:
+        found = {self.task_source(task) for task in tasks} - {None}
+        return {f"corpus/{s}": Job("corpus", self.name, source=s) for s in sorted(filter(None, found))}
+
+    def inputs(self, job: Job) -> dict[str, Job]:
+        """The artifacts a job reads, by role."""
+        corpora = {f"corpus/{s}": Job("corpus", self.name, source=s) for s in self.datasets}
+        tokenizer = {"tokenizer": Job("tokenizer", self.name)}
+        tokens = {f"tokenize/{s}": Job("tokenize", self.name, source=s) for s in self.datasets}
+        match job.stage:
+            case "corpus":
+                return {}
+            case "tokenizer":
+                return corpora if self.tokenizer.kind == "words" else {}
+            case "tokenize":
+                return {"corpus": Job("corpus", self.name, source=job.source)} | tokenizer
+            case "pretrain":
+                return tokens
+            case "convert":
+                return {"pretrain": Job("pretrain", self.name, point=job.point)} | tokenizer | tokens
+            case "grpo":
+                assert self.scale.grpo is not None
+                checkpoint = {"checkpoint": Job("convert", self.name, point=job.point)}
+                return checkpoint | self._task_inputs([self.scale.grpo.task])
+            case "benchmark" | "decode" | "taskloss":
+                made_by = "grpo" if job.variant == GRPO else "convert"
+                checkpoint = {"checkpoint": Job(made_by, self.name, point=job.point)}
+                return checkpoint | self._task_inputs([item.task for item in getattr(self.scale, job.stage).tasks])
+            case "table":
+                made = [j for j in self.jobs if j.stage in ("pretrain", "convert", "grpo", *EVALUATIONS)]
+                return {j.label.replace(" ", "/"): j for j in made}
+            case "figures":
+                return {"table": Job("table", self.name)}
+            case "report":
+                return {"table": Job("table", self.name), "figures": Job("figures", self.name)}
+        raise ValueError(f"unknown stage {job.stage}")
+
+    # ------------------------------------------------------------------------------------------------ identity
+
+    def settings(self, job: Job) -> dict[str, Any]:
+        """What of the configuration changes the job's result, beyond its inputs."""
+        scale = self.scale
+        point = self.points[job.point] if job.point else None
+        match job.stage:
+            case "corpus":
+                assert job.source is not None
+                return {"source": self.datasets[job.source].model_dump()}
+            case "tokenizer":
+                return {"tokenizer": self.tokenizer.model_dump(), "vocab_size": scale.model.vocab_size}
+            case "tokenize":
+                return {"validation": scale.data.validation}
+            case "pretrain":
+                assert point is not None
+                axes = {"hidden": point.hidden, "experts": point.experts, "topk": point.topk}
+                recipe, blend = point.pretrain.model_dump(), dict(scale.data.sources)
+                return {"point": axes, "model": scale.model.model_dump(), "pretrain": recipe, "blend": blend}
+            case "table" | "figures" | "report":
+                return {"title": scale.title}
+        own = getattr(scale, job.stage).model_dump()
+        engines = {name: metadata.version(name).partition("+")[0] for name in ENGINES.get(job.stage, ())}
+        return {job.stage: own} | ({"engines": engines} if engines else {})
+
+    def fingerprint(self, job: Job) -> str:
+        """The job's identity: stage, its version, its settings, and the fingerprints of its inputs."""
+        if job not in self._fingerprints:
+            self._fingerprints[job] = fingerprint(
+                {
+                    "stage": job.stage,
+                    "version": STAGES[job.stage],
+                    "settings": self.settings(job),
+                    "inputs": {name: self.fingerprint(upstream) for name, upstream in self.inputs(job).items()},
+                }
+            )
+        return self._fingerprints[job]

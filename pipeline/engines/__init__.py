@@ -1,0 +1,1 @@
+"""All that knows an engine's or a device's quirks."""

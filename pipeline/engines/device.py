@@ -1,0 +1,79 @@
+"""How a job is executed, and what the engines must find in the environment on each device.
+
+Nothing here changes a number: it is set by Snakemake profiles as resources and never enters a fingerprint.
+"""
+
+import argparse
+import os
+import shutil
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how wide a job runs.
+
+    Attributes:
+        device: "cpu", "cuda", or "auto" (cuda if a GPU is visible).
+        ranks: processes started by torchrun on this machine (pretrain), or GPUs used (other stages).
+        tp, pp, ep: tensor, pipeline and expert parallel sizes (pretrain); data parallel is what remains.
+        save_interval: pre-training steps or GRPO steps between two saves of the state folder.
+        memory_mb: KV cache of vLLM, in MiB.
+    """
+
+    device: str = "auto"
+    ranks: int = 1
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    save_interval: int = 500
+    memory_mb: int = 256
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the job runs on a GPU; decided without importing torch."""
+        if self.device == "auto":
+            return shutil.which("nvidia-smi") is not None
+        return self.device == "cuda"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add one option per attribute."""
+        group = parser.add_argument_group("execution", "changes no number; profiles set these")
+        group.add_argument("--device", choices=["auto", "cpu", "cuda"], default=cls.device)
+        for item in fields(cls)[1:]:
+            flag = "--" + item.name.replace("_", "-")
+            group.add_argument(flag, type=int, default=item.default, help="default: %(default)s")
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> "Execution":
+        return cls(**{item.name: getattr(args, item.name) for item in fields(cls)})
+
+    def describe(self) -> dict[str, Any]:
+        """For the record."""
+        return asdict(self) | {"device": "cuda" if self.on_gpu else "cpu"}
+
+
+def prepare_environment(execution: Execution) -> None:
+    """Set the engines' environment variables; call before importing any of them.
+
+    Sources: engines.md parts 1-3, each measured there.
+    """
+    common = {
+        "HF_HUB_OFFLINE": "1",  # data and tokenizers come from artifacts, never from the network in mid-stage
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's tensor parallelism relies on launch order
+    }
+    cpu = {
+        "OMP_NUM_THREADS": "1",  # spinning OpenMP threads cost 8x on a shared machine; parallelise by process
+        "TORCHDYNAMO_DISABLE": "1",  # halves Megatron's import time; nothing is compiled on CPU
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine and worker in this process: half the start-up
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    for name, value in (common if execution.on_gpu else common | cpu).items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,194 @@
+"""What every stage's command line does around its `run`: settings, inputs, lock, state, publication, record."""
+
+import argparse
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact
+from pipeline.artifact import FileEntry, InputEntry, Record, RECORD
+from pipeline.config import Scale
+from pipeline.dag import STAGES, Dag, Job
+from pipeline.engines.device import Execution, prepare_environment
+from pipeline.errors import PipelineError
+from pipeline.grid import Point
+
+PACKAGES = ("torch", "megatron-core", "transformers", "vllm", "verl", "lm-eval", "pyarrow", "pandas", "numpy")
+
+
+@dataclass(frozen=True)
+class Context:
+    """All a stage needs to know.
+
+    Attributes:
+        inputs: folder of each upstream artifact by role (`Dag.inputs`), already checked against its record.
+        state: folder of this fingerprint's unfinished work; survives kills; on the file system of `out`.
+        out: empty folder; what is in it when `run` returns is published.
+    """
+
+    job: Job
+    dag: Dag
+    inputs: dict[str, Path]
+    state: Path
+    out: Path
+    execution: Execution
+    records: dict[str, Record] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> Scale:
+        return self.dag.scale
+
+    @property
+    def point(self) -> Point:
+        assert self.job.point is not None
+        return self.dag.points[self.job.point]
+
+    def say(self, message: str) -> None:
+        """One line of progress in the job's log."""
+        print(f"[{self.job.label}] {message}", flush=True)
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _usage() -> tuple[float, float]:
+    """CPU seconds of this process and its finished children, and the largest resident set of any of them in MiB."""
+    mine, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = sum(u.ru_utime + u.ru_stime for u in (mine, children))
+    return seconds, max(mine.ru_maxrss, children.ru_maxrss) / 1024
+
+
+def _read_inputs(dag: Dag, job: Job, results: Path) -> tuple[dict[str, Path], dict[str, Record], list[InputEntry]]:
+    folders, records, entries = {}, {}, []
+    for name, upstream in dag.inputs(job).items():
+        folder = results / upstream.folder
+        record = artifact.read_record(folder)
+        wanted = dag.fingerprint(upstream)
+        if record.fingerprint != wanted:
+            raise PipelineError(
+                f"{folder / RECORD}: made with other settings ({record.fingerprint}) than the configuration "
+                f"now asks for ({wanted}); `snakemake --cores 2 {folder / RECORD}` makes it anew"
+            )
+        artifact.check_files(folder, record)
+        digest = artifact.sha256_file(folder / RECORD)
+        folders[name], records[name] = folder, record
+        entries.append(
+            InputEntry(name=name, path=upstream.folder.as_posix(), fingerprint=record.fingerprint, sha256=digest)
+        )
+    return folders, records, entries
+
+
+def execute(
+    dag: Dag,
+    job: Job,
+    run: Callable[[Context], dict[str, Any]],
+    results: Path = Path("results"),
+    execution: Execution | None = None,
+) -> Record:
+    """Make one artifact: the body of every stage's command line.
+
+    Returns the record of the artifact, which may have been there already (published by a job whose end Snakemake did
+    not see, or by another launch that held the lock first).
+    """
+    execution = execution or Execution()
+    folder, wanted = results / job.folder, dag.fingerprint(job)
+    state_root = results / ".state" / job.folder
+    with artifact.locked(state_root / "lock"):
+        if (record := artifact.restore(folder, wanted)) is not None:
+            print(f"[{job.label}] already made, whole and with this fingerprint", flush=True)
+            return record
+        inputs, records, entries = _read_inputs(dag, job, results)
+        for stale in state_root.glob("work-*"):  # unfinished work under settings nobody asks for any more
+            if stale.name != f"work-{wanted}":
+                shutil.rmtree(stale)
+        state, out = state_root / f"work-{wanted}", state_root / "out"
+        state.mkdir(exist_ok=True)
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        started, begun = datetime.now(UTC), time.monotonic()
+        metrics = run(Context(job, dag, inputs, state, out, execution, records))
+        cpu, rss = _usage()
+        outputs: list[FileEntry] = artifact.manifest(out)
+        record = Record(
+            stage=job.stage,
+            stage_version=STAGES[job.stage],
+            scale=job.scale,
+            point=job.point,
+            variant=job.variant,
+            source=job.source,
+            fingerprint=wanted,
+            settings=dag.settings(job),
+            inputs=entries,
+            outputs=outputs,
+            metrics=metrics,
+            versions=_versions(),
+            commit=_commit(),
+            hardware={"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            execution=execution.describe(),
+            started=started.isoformat(timespec="seconds"),
+            wall_s=round(time.monotonic() - begun, 3),
+            cpu_s=round(cpu, 3),
+            peak_rss_mb=round(rss, 1),
+        )
+        artifact.publish(out, folder, record)
+        shutil.rmtree(state)
+        out.rmdir()
+    return record
+
+
+def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) -> None:
+    """The command line of a stage: `python -m pipeline.stages.<stage> --scale S [--point P] ...`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline.stages.{stage}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="config/grid.yaml", help="the grid file (default: %(default)s)")
+    parser.add_argument("--results", default="results", type=Path, help="results folder (default: %(default)s)")
+    parser.add_argument("--scale", help="a scale of the grid file (default: the file's own)")
+    kinds = {"source": ("corpus", "tokenize"), "point": ("pretrain", "convert", "grpo", "benchmark", "decode", "taskloss")}
+    kinds["variant"] = kinds["point"][3:]
+    for name, stages in kinds.items():
+        if stage in stages:
+            parser.add_argument(f"--{name}", required=True)
+    Execution.add_arguments(parser)
+    args = parser.parse_args()
+    try:
+        dag = Dag.load(args.scale, args.config)
+        unit = {name: getattr(args, name) for name, stages in kinds.items() if stage in stages}
+        job = Job(stage, dag.name, **unit)
+        if job not in dag.jobs:
+            known = ", ".join(sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(stage)}))
+            raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
+        execution = Execution.from_arguments(args)
+        prepare_environment(execution)
+        record = execute(dag, job, run, args.results, execution)
+    except PipelineError as error:
+        print(f"error: {error}", flush=True)
+        sys.exit(1)
+    print(f"[{job.label}] {args.results / job.record}: {record.wall_s:.1f} s, {len(record.outputs)} files", flush=True)
