@@ -173,6 +173,17 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     os.replace(temporary, path)
 
 
+def _published(folder: Path) -> set[str]:
+    """Top-level names of the files an earlier record of the folder lists."""
+    for name in (RECORD, RECORD_COPY):
+        try:
+            record = Record.model_validate_json((folder / name).read_text())
+        except (FileNotFoundError, ValidationError):
+            continue
+        return {Path(entry.path).parts[0] for entry in record.outputs}
+    return set()
+
+
 def publish(made: Path, folder: Path, record: Record) -> None:
     """Move the files of `made` into `folder`, replacing what was there, and write the record last.
 
@@ -181,17 +192,14 @@ def publish(made: Path, folder: Path, record: Record) -> None:
     """
     fsync_tree(made)
     folder.mkdir(parents=True, exist_ok=True)
+    before = _published(folder)
     (folder / RECORD).unlink(missing_ok=True)
     (folder / RECORD_COPY).unlink(missing_ok=True)
-    for entry in sorted(made.iterdir()):
-        target = folder / entry.name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        os.replace(entry, target)
-    kept = {Path(entry.path).parts[0] for entry in record.outputs}
-    for stale in folder.iterdir():
-        if stale.name not in kept and not (stale / RECORD).exists():  # variants of one stage are sub-folders
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    for name in before | {entry.name for entry in made.iterdir()}:  # never a file that no record ever listed
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for entry in made.iterdir():
+        os.replace(entry, folder / entry.name)
     fsync_tree(folder)
     text = record.model_dump_json(indent=2) + "\n"
     write_atomic(folder / RECORD_COPY, text)

@@ -6,6 +6,7 @@ Nothing here changes a number: it is set by Snakemake profiles as resources and 
 import argparse
 import os
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -55,13 +56,16 @@ class Execution:
         return asdict(self) | {"device": "cuda" if self.on_gpu else "cpu"}
 
 
-def prepare_environment(execution: Execution) -> None:
+def prepare_environment(execution: Execution, offline: bool = True) -> None:
     """Set the engines' environment variables; call before importing any of them.
 
-    Sources: engines.md parts 1-3, each measured there.
+    Args:
+        offline: forbid downloads from the Hugging Face hub: but for the corpus stage, all a job needs is artifacts.
     """
+    # Megatron says four times per process that it uses torch's own optimisers, which is what is wanted here.
+    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
     common = {
-        "HF_HUB_OFFLINE": "1",  # data and tokenizers come from artifacts, never from the network in mid-stage
+        "HF_HUB_OFFLINE": "1" if offline else "0",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",

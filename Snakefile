@@ -1,0 +1,36 @@
+# Optimal sparsity of mixture-of-experts language models: the whole experiment as one DAG.
+#
+#   snakemake --cores 2                          everything, at the scale config/grid.yaml names
+#   snakemake --cores 2 --config scale=smoke     another scale
+#   snakemake --cores 2 pretrain                 one stage, for every point
+#   snakemake --cores 2 d32-E4-k2-66K-A47K       every stage, for one point
+#
+# A stage `x` is done by the rule `x_job` (workflow/rules/x.smk), which runs pipeline/stages/x.py. What its inputs are
+# and what identifies its result is computed by pipeline/dag.py.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+include: "workflow/rules/common.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"results/{SCALE}/report.html",
+
+
+include: "workflow/rules/targets.smk"
+include: "workflow/rules/corpus.smk"
+include: "workflow/rules/tokenizer.smk"
+include: "workflow/rules/tokenize.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/convert.smk"
+include: "workflow/rules/grpo.smk"
+include: "workflow/rules/benchmark.smk"
+include: "workflow/rules/decode.smk"
+include: "workflow/rules/taskloss.smk"
+include: "workflow/rules/table.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/report.smk"

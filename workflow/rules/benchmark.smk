@@ -1,0 +1,27 @@
+# lm-evaluation-harness on vLLM (pipeline/stages/benchmark.py).
+
+
+rule benchmark_job:
+    input:
+        inputs_of("benchmark"),
+    output:
+        f"results/{SCALE}/{{point}}/benchmark/{{variant}}/record.json",
+    log:
+        f"logs/{SCALE}/{{point}}/benchmark/{{variant}}.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=720,
+        gpus=0,
+        device="auto",
+        ranks=1,
+        cache_mb=256,
+    params:
+        scale=SCALE,
+        identity=identity_of("benchmark"),
+    shell:
+        "python -m pipeline.stages.benchmark --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
+        " --device {resources.device} --ranks {resources.ranks} --memory-mb {resources.cache_mb}"
+        " &> {log}"

@@ -1,0 +1,63 @@
+"""What the rules share: the DAG of the chosen scale, and how a rule asks it for inputs and identity."""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from pipeline.dag import Dag as Experiment  # Snakefiles share their names with Snakemake itself
+from pipeline.dag import Job as Artifact
+from pipeline.errors import PipelineError
+
+unknown = set(config) - {"scale"}
+if unknown:
+    raise WorkflowError(f"--config {', '.join(sorted(unknown))}: not known; the one key is `scale`")
+
+try:
+    EXPERIMENT = Experiment.load(config.get("scale"))
+except PipelineError as error:
+    raise WorkflowError(str(error)) from None
+SCALE = EXPERIMENT.name
+
+# For those who run with --software-deployment-method conda. Ignored otherwise.
+ENVIRONMENT = "../envs/cuda.yaml" if shutil.which("nvidia-smi") else "../envs/cpu.yaml"
+
+# Jobs run in the environment that runs Snakemake, whether or not it is activated.
+shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+
+wildcard_constraints:
+    source="|".join(map(re.escape, EXPERIMENT.datasets)),
+    point="|".join(map(re.escape, EXPERIMENT.points)),
+    variant="base|grpo",
+
+
+def artifact(stage, wildcards):
+    """The artifact that a rule's wildcards stand for."""
+    return Artifact(stage, SCALE, **dict(wildcards.items()))
+
+
+def records(jobs):
+    """Paths of the jobs' records."""
+    return [f"results/{one.record}" for one in jobs]
+
+
+def inputs_of(stage):
+    """Input function of a stage's rule: the records of its upstream artifacts."""
+
+    def upstream(wildcards):
+        return records(EXPERIMENT.inputs(artifact(stage, wildcards)).values())
+
+    return upstream
+
+
+def identity_of(stage):
+    """Params function of a stage's rule: the fingerprint. When it changes, and only then, the job runs again."""
+
+    def identity(wildcards):
+        return EXPERIMENT.fingerprint(artifact(stage, wildcards))
+
+    return identity

@@ -1,0 +1,23 @@
+# Megatron checkpoint to Hugging Face Mixtral, logits compared (pipeline/stages/convert.py).
+
+
+rule convert_job:
+    input:
+        inputs_of("convert"),
+    output:
+        f"results/{SCALE}/{{point}}/convert/record.json",
+    log:
+        f"logs/{SCALE}/{{point}}/convert.log",
+    priority: 20
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    params:
+        scale=SCALE,
+        identity=identity_of("convert"),
+    shell:
+        "python -m pipeline.stages.convert --scale {params.scale} --point {wildcards.point}"
+        " &> {log}"

@@ -1,0 +1,20 @@
+# Text of one source as Parquet documents, and the items of its tasks (pipeline/stages/corpus.py).
+
+
+rule corpus_job:
+    output:
+        f"results/{SCALE}/data/{{source}}/corpus/record.json",
+    log:
+        f"logs/{SCALE}/data/{{source}}/corpus.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=600,
+    params:
+        scale=SCALE,
+        identity=identity_of("corpus"),
+    shell:
+        "python -m pipeline.stages.corpus --scale {params.scale} --source {wildcards.source}"
+        " &> {log}"

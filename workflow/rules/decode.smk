@@ -1,0 +1,27 @@
+# Self-consistency decoding on vLLM (pipeline/stages/decode.py).
+
+
+rule decode_job:
+    input:
+        inputs_of("decode"),
+    output:
+        f"results/{SCALE}/{{point}}/decode/{{variant}}/record.json",
+    log:
+        f"logs/{SCALE}/{{point}}/decode/{{variant}}.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=720,
+        gpus=0,
+        device="auto",
+        ranks=1,
+        cache_mb=256,
+    params:
+        scale=SCALE,
+        identity=identity_of("decode"),
+    shell:
+        "python -m pipeline.stages.decode --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
+        " --device {resources.device} --ranks {resources.ranks} --memory-mb {resources.cache_mb}"
+        " &> {log}"

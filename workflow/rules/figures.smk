@@ -1,0 +1,21 @@
+# Figures of the table (pipeline/stages/figures.py).
+
+
+rule figures_job:
+    input:
+        inputs_of("figures"),
+    output:
+        f"results/{SCALE}/figures/record.json",
+    log:
+        f"logs/{SCALE}/figures.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        scale=SCALE,
+        identity=identity_of("figures"),
+    shell:
+        "python -m pipeline.stages.figures --scale {params.scale}" " &> {log}"

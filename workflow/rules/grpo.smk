@@ -1,0 +1,30 @@
+# GRPO in verl (pipeline/stages/grpo.py).
+
+
+rule grpo_job:
+    input:
+        inputs_of("grpo"),
+    output:
+        f"results/{SCALE}/{{point}}/grpo/record.json",
+    log:
+        f"logs/{SCALE}/{{point}}/grpo.log",
+    priority: 10
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=7000,
+        runtime=1440,
+        gpus=0,
+        device="auto",
+        ranks=1,
+        cache_mb=256,
+        save_interval=500,
+    params:
+        scale=SCALE,
+        identity=identity_of("grpo"),
+    shell:
+        "python -m pipeline.stages.grpo --scale {params.scale} --point {wildcards.point}"
+        " --device {resources.device} --ranks {resources.ranks}"
+        " --memory-mb {resources.cache_mb} --save-interval {resources.save_interval}"
+        " &> {log}"

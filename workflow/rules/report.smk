@@ -1,0 +1,21 @@
+# One HTML page with all of it (pipeline/stages/report.py).
+
+
+rule report_job:
+    input:
+        inputs_of("report"),
+    output:
+        f"results/{SCALE}/report/record.json",
+    log:
+        f"logs/{SCALE}/report.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        scale=SCALE,
+        identity=identity_of("report"),
+    shell:
+        "python -m pipeline.stages.report --scale {params.scale}" " &> {log}"

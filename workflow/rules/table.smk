@@ -1,0 +1,21 @@
+# The tidy table and the wide one, from records only (pipeline/stages/table.py).
+
+
+rule table_job:
+    input:
+        inputs_of("table"),
+    output:
+        f"results/{SCALE}/table/record.json",
+    log:
+        f"logs/{SCALE}/table.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        scale=SCALE,
+        identity=identity_of("table"),
+    shell:
+        "python -m pipeline.stages.table --scale {params.scale}" " &> {log}"

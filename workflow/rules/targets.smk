@@ -1,0 +1,36 @@
+# Names to ask for: a stage (all its jobs at this scale), or a point (all its jobs).
+
+
+for stage in dict.fromkeys(one.stage for one in EXPERIMENT.jobs if one.stage != "report"):
+
+    rule:
+        name:
+            stage
+        input:
+            records(EXPERIMENT.of(stage)),
+
+
+for point in EXPERIMENT.points:
+
+    rule:
+        name:
+            point
+        input:
+            records([one for one in EXPERIMENT.jobs if one.point == point]),
+
+
+rule report:
+    input:
+        f"results/{SCALE}/report/record.json",
+    output:
+        f"results/{SCALE}/report.html",
+    log:
+        f"logs/{SCALE}/report.html.log",
+    conda:
+        ENVIRONMENT
+    localrule: True
+    params:
+        page=f"results/{SCALE}/report/report.html",
+        identity=EXPERIMENT.fingerprint(Artifact("report", SCALE)),
+    shell:
+        "cp {params.page} {output} 2> {log}"

@@ -1,0 +1,27 @@
+# Negative log-likelihood of gold answers on vLLM (pipeline/stages/taskloss.py).
+
+
+rule taskloss_job:
+    input:
+        inputs_of("taskloss"),
+    output:
+        f"results/{SCALE}/{{point}}/taskloss/{{variant}}/record.json",
+    log:
+        f"logs/{SCALE}/{{point}}/taskloss/{{variant}}.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=720,
+        gpus=0,
+        device="auto",
+        ranks=1,
+        cache_mb=256,
+    params:
+        scale=SCALE,
+        identity=identity_of("taskloss"),
+    shell:
+        "python -m pipeline.stages.taskloss --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
+        " --device {resources.device} --ranks {resources.ranks} --memory-mb {resources.cache_mb}"
+        " &> {log}"

@@ -1,0 +1,22 @@
+# Documents to Megatron .bin/.idx (pipeline/stages/tokenize.py).
+
+
+rule tokenize_job:
+    input:
+        inputs_of("tokenize"),
+    output:
+        f"results/{SCALE}/data/{{source}}/tokenize/record.json",
+    log:
+        f"logs/{SCALE}/data/{{source}}/tokenize.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=1440,
+    params:
+        scale=SCALE,
+        identity=identity_of("tokenize"),
+    shell:
+        "python -m pipeline.stages.tokenize --scale {params.scale} --source {wildcards.source}"
+        " &> {log}"

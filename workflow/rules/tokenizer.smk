@@ -1,0 +1,21 @@
+# The scale's tokenizer as a Hugging Face folder (pipeline/stages/tokenizer.py).
+
+
+rule tokenizer_job:
+    input:
+        inputs_of("tokenizer"),
+    output:
+        f"results/{SCALE}/data/tokenizer/record.json",
+    log:
+        f"logs/{SCALE}/data/tokenizer.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        scale=SCALE,
+        identity=identity_of("tokenizer"),
+    shell:
+        "python -m pipeline.stages.tokenizer --scale {params.scale}" " &> {log}"
