@@ -51,7 +51,6 @@ def tokenize_shard(shard: Path, first: int, encode: Encode, eod: int, vocab_size
         first: number of the shard's first document within the source.
     """
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
-    from torch import tensor
 
     builders = {s: IndexedDatasetBuilder(str(to / f"{s}.bin"), dtype=DType.optimal_dtype(vocab_size)) for s in SPLITS}
     document = first
@@ -61,7 +60,7 @@ def tokenize_shard(shard: Path, first: int, encode: Encode, eod: int, vocab_size
             if max(ids) >= vocab_size:
                 raise PipelineError(f"{shard}: token {max(ids)} is beyond the vocabulary of {vocab_size}")
             builder = builders["validation" if is_validation(document, share) else "train"]
-            builder.add_document(tensor(ids), [len(ids)])
+            builder.add_document(ids, [len(ids)])
             document += 1
     for split, builder in builders.items():
         builder.finalize(str(to / f"{split}.idx"))

@@ -1,0 +1,89 @@
+"""Which jobs a scale has, and what moves their fingerprints."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from pipeline.dag import Dag, Job
+from tests.test_config import CONFIG, grid_file
+
+
+def prints(path: Path) -> dict[Job, str]:
+    dag = Dag.load("smoke", path)
+    return {job: dag.fingerprint(job) for job in dag.jobs}
+
+
+def changed(path: Path, before: dict[Job, str]) -> set[str]:
+    return {job.label for job, value in prints(path).items() if before.get(job) != value}
+
+
+def test_every_input_is_a_job_that_comes_earlier():
+    dag = Dag.load("smoke", CONFIG / "grid.yaml")
+    seen: set[Job] = set()
+    for job in dag.jobs:
+        assert set(dag.inputs(job).values()) <= seen
+        seen.add(job)
+    assert len({job.folder for job in seen}) == len(seen)
+
+
+def test_base_and_post_trained_checkpoints_both_go_through_every_evaluation():
+    dag = Dag.load("smoke", CONFIG / "grid.yaml")
+    trained = [name for name, point in dag.points.items() if point.grpo]
+    assert trained
+    for stage in ("benchmark", "decode", "taskloss"):
+        variants = {(job.point, job.variant) for job in dag.of(stage)}
+        assert variants == {(p, "base") for p in dag.points} | {(p, "grpo") for p in trained}
+        for job in dag.of(stage):
+            made_by = dag.inputs(job)["checkpoint"].stage
+            assert made_by == ("grpo" if job.variant == "grpo" else "convert")
+
+
+def test_one_points_learning_rate_moves_that_points_cone_only(tmp_path):
+    before = prints(grid_file(tmp_path))
+    points = yaml.safe_load((CONFIG / "grid.yaml").read_text())["scales"]["smoke"]["points"]
+    dag = Dag.load("smoke", tmp_path / "grid.yaml")
+    name = list(dag.points)[1]
+    points[1] = points[1] | {"pretrain": {"lr": 1e-3}}
+    moved = changed(grid_file(tmp_path, points=points), before)
+    assert moved == {job.label for job in dag.jobs if job.point == name} | {"table", "figures", "report"}
+
+
+def test_an_evaluation_setting_moves_that_evaluation_only(tmp_path):
+    before = prints(grid_file(tmp_path))
+    moved = changed(grid_file(tmp_path, decode__temperature=0.9), before)
+    assert {label.split()[0] for label in moved} == {"decode", "table", "figures", "report"}
+
+
+def test_a_source_moves_everything_made_of_it_and_not_the_others_corpus(tmp_path):
+    before = prints(grid_file(tmp_path))
+    sources = yaml.safe_load((tmp_path / "sources.yaml").read_text())
+    sources["datasets"]["facts-smoke"]["exposures"] += 1
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(sources))
+    moved = changed(tmp_path / "grid.yaml", before)
+    assert "corpus facts-smoke" in moved and "corpus sums-smoke" not in moved
+    assert {"tokenizer", "tokenize sums-smoke"} <= moved  # the word tokenizer is trained on all sources
+
+
+def test_title_or_description_is_no_reason_to_train_again(tmp_path):
+    before = prints(grid_file(tmp_path))
+    assert changed(grid_file(tmp_path, title="another"), before) == {"table", "figures", "report"}
+
+
+def test_stage_version_is_part_of_identity(monkeypatch):
+    dag = Dag.load("smoke", CONFIG / "grid.yaml")
+    job = dag.of("pretrain")[0]
+    before = dag.fingerprint(job)
+    monkeypatch.setitem(__import__("pipeline.dag", fromlist=["STAGES"]).STAGES, "tokenize", 999)
+    assert Dag.load("smoke", CONFIG / "grid.yaml").fingerprint(job) != before
+
+
+def test_seeds_of_a_point_have_their_own_names_and_fingerprints(tmp_path):
+    path = grid_file(tmp_path, points=[{"hidden": 32, "experts": 4, "topk": 2, "seed": [0, 1]}])
+    dag = Dag.load("smoke", path)
+    first, second = dag.points.values()
+    assert second.name == f"{first.name}-s1"
+    assert second.pretrain.seed == first.pretrain.seed + 1
+    one, two = dag.of("pretrain")
+    assert dag.fingerprint(one) != dag.fingerprint(two)
+    assert replace(second, seed=0, pretrain=first.pretrain) == first

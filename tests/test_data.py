@@ -1,0 +1,212 @@
+"""Corpus, tokenizer and tokenize: generated text, local files, held-out items, token files."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.artifact import sha256_file
+from pipeline.dag import Dag
+from pipeline.errors import PipelineError
+from pipeline.stage import execute
+from pipeline.stages import corpus, tokenize, tokenizer
+from pipeline.tasks import TASKS, generate
+from tests.test_config import CONFIG, grid_file
+
+STAGES = {"corpus": corpus.run, "tokenizer": tokenizer.run, "tokenize": tokenize.run}
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def make(dag: Dag, results: Path, stages: tuple[str, ...] = tuple(STAGES)) -> Path:
+    for job in dag.jobs:
+        if job.stage in stages:
+            execute(dag, job, STAGES[job.stage], results)
+    return results / dag.name / "data"
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> tuple[Dag, Path]:
+    dag = Dag.load("smoke", CONFIG / "grid.yaml")
+    return dag, make(dag, tmp_path_factory.mktemp("results"))
+
+
+def with_source(tmp_path: Path, tokenizer_entry: dict | None = None, **source: object) -> Dag:
+    """Scale smoke with one local source `mine` (and another tokenizer)."""
+    changes: dict = {"data__sources": {"mine": 1.0}, "benchmark": None, "decode": None, "taskloss": None}
+    changes |= {"points": [{"hidden": 32, "experts": 4, "topk": 2}]}
+    if tokenizer_entry:
+        changes |= {"data__tokenizer": "other", "model__vocab_size": 99_584}
+    path = grid_file(tmp_path, **changes)
+    registry = yaml.safe_load((tmp_path / "sources.yaml").read_text())
+    registry["datasets"]["mine"] = {"kind": "local", "licence": "CC0-1.0", **source}
+    if tokenizer_entry:
+        registry["tokenizers"]["other"] = {"kind": "file", "licence": "Apache-2.0", **tokenizer_entry}
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(registry))
+    return Dag.load("smoke", path)
+
+
+def documents(folder: Path) -> list[str]:
+    return [t for p in sorted(folder.glob("documents-*.parquet")) for t in pq.read_table(p)["text"].to_pylist()]
+
+
+def test_no_held_out_question_is_in_a_training_document(smoke):
+    _, data = smoke
+    folder = data / "sums-smoke" / "corpus"
+    texts = documents(folder)
+    test = pq.read_table(folder / "tasks" / "sums" / "test.parquet")["question"].to_pylist()
+    assert len(test) == len(set(test)) == 16
+    prompts = {TASKS["sums"].prompt(question) for question in test}
+    assert not any(text.startswith(prompt) for text in texts for prompt in prompts)
+    train = pq.read_table(folder / "tasks" / "sums" / "train.parquet")["question"].to_pylist()
+    assert not set(train) & set(test)
+
+
+def test_every_written_chain_of_thought_is_right(smoke):
+    dag, data = smoke
+    modulus = dag.datasets["sums-smoke"].modulus
+    for text in documents(data / "sums-smoke" / "corpus"):
+        question, _, answer = text.removeprefix("question : ").partition(" answer : ")
+        words = question.split()
+        total = int(words[0])
+        for sign, term in zip(words[1::2], words[2::2], strict=True):
+            total = {"+": total + int(term), "-": total - int(term), "*": total * int(term)}[sign] % modulus
+        assert TASKS["sums"].extract(answer) == str(total)
+        steps = answer.partition(" ####")[0].split(" ; ")
+        assert len(steps) == (len(words) - 1) // 2 and steps[-1].endswith(f"= {total}")
+
+
+def test_facts_are_24_bits_with_one_right_choice_of_four(smoke):
+    _, data = smoke
+    rows = pq.read_table(data / "facts-smoke" / "corpus" / "tasks" / "facts" / "test.parquet").to_pylist()
+    for row in rows:
+        assert len(row["gold"].split()) == generate.VALUES_PER_FACT
+        assert len(set(row["choices"])) == 4 and row["choices"][row["label"]] == row["gold"]
+
+
+def test_the_tokenizer_knows_every_word_and_prompts_alike_for_verl_and_the_evaluations(smoke):
+    from transformers import AutoTokenizer
+
+    _, data = smoke
+    fast = AutoTokenizer.from_pretrained(data / "tokenizer")
+    for source in ("facts-smoke", "sums-smoke"):
+        for text in documents(data / source / "corpus")[:50]:
+            ids = fast(text)["input_ids"]
+            assert ids[0] == fast.bos_token_id and fast.unk_token_id not in ids
+            assert fast.decode(ids, skip_special_tokens=True) == text
+    prompt = TASKS["sums"].prompt("1 + 2")
+    chat = fast.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    assert fast(chat, add_special_tokens=False)["input_ids"] == fast(prompt)["input_ids"]
+
+
+def test_token_files_hold_the_documents_each_ended_and_split(smoke):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from tokenizers import Tokenizer
+
+    _, data = smoke
+    folder = data / "sums-smoke"
+    words = Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json"))
+    written: dict[str, list[list[int]]] = {"train": [], "validation": []}
+    for number, text in enumerate(documents(folder / "corpus")):
+        split = "validation" if tokenize.is_validation(number, 0.01) else "train"
+        written[split].append([*words.encode(text, add_special_tokens=False).ids, words.token_to_id("<|eod|>")])
+    assert all(written.values())
+    for split, expected in written.items():
+        dataset = IndexedDataset(str(folder / "tokenize" / split))
+        assert [list(map(int, dataset[i])) for i in range(len(dataset))] == expected
+
+
+def test_data_stages_give_the_same_bytes_again(smoke, tmp_path):
+    dag, data = smoke
+    again = make(dag, tmp_path)
+    files = [p.relative_to(data) for p in data.rglob("*") if p.is_file() and "record" not in p.name]
+    assert files
+    for name in files:
+        assert sha256_file(data / name) == sha256_file(again / name), name
+
+
+def test_local_text_json_lines_and_parquet_are_read_and_empty_documents_dropped(tmp_path):
+    (tmp_path / "a.txt").write_text("one whole file")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in ("second", "", "third"))
+    dag = with_source(tmp_path, path=str(tmp_path / "*[t,z]"))
+    data = make(dag, tmp_path / "results", ("corpus",))
+    assert documents(data / "mine" / "corpus") == ["one whole file", "second", "third"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        (None, "", {}, r"x.txt: no such file; correct `path`"),
+        ("x.txt", "", {}, "source 'mine': the corpus is empty"),
+        ("x.jsonl", '{"txt": "a"}', {}, r"x.jsonl: cannot read documents from column 'text'"),
+        ("x.jsonl", "not json", {}, r"x.jsonl: cannot read"),
+        ("x.parquet", "not parquet", {}, r"x.parquet: cannot read"),
+        ("x.txt", "changed", {"sha256": {"x.txt": "0" * 64}}, r"x.txt: its SHA-256 is not the one"),
+    ],
+)
+def test_bad_input_files_are_named_with_the_way_out(tmp_path, name, content, options, message):
+    if name:
+        (tmp_path / name).write_text(content)
+    dag = with_source(tmp_path, path=str(tmp_path / (name or "x.txt")), **options)
+    with pytest.raises(PipelineError, match=message):
+        make(dag, tmp_path / "results", ("corpus",))
+
+
+def test_a_missing_tokenizer_file_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    dag = with_source(tmp_path, {"json_file": "gone/tokenizer.json", "eod": "</s>"}, path=str(tmp_path / "a.txt"))
+    with pytest.raises(PipelineError, match=r"gone/tokenizer.json: no such tokenizer file"):
+        make(dag, tmp_path / "results", ("tokenizer",))
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
+    path = grid_file(tmp_path, model__vocab_size=64)
+    with pytest.raises(PipelineError, match="more than model.vocab_size 64"):
+        make(Dag.load("smoke", path), tmp_path / "results", ("corpus", "tokenizer"))
+
+
+def test_a_killed_tokenize_continues_with_the_unfinished_shard(smoke, tmp_path, monkeypatch):
+    dag, whole = smoke
+    monkeypatch.setattr(corpus, "SHARD_DOCUMENTS", 150)
+    data = make(dag, tmp_path, ("corpus", "tokenizer"))
+    job = next(job for job in dag.of("tokenize") if job.source == "sums-smoke")
+    real, done = tokenize.tokenize_shard, []
+
+    def dies_in_the_second(shard, *rest):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(shard.name)
+        return real(shard, *rest)
+
+    monkeypatch.setattr(tokenize, "tokenize_shard", dies_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        execute(dag, job, tokenize.run, tmp_path)
+    monkeypatch.setattr(tokenize, "tokenize_shard", lambda shard, *rest: done.append(shard.name) or real(shard, *rest))
+    execute(dag, job, tokenize.run, tmp_path)
+    assert done == [f"documents-{i:05d}.parquet" for i in range(3)]
+    for split in ("train.bin", "train.idx", "validation.bin", "validation.idx"):
+        folder = Path("sums-smoke", "tokenize", split)
+        assert (data / folder).read_bytes() == (whole / folder).read_bytes()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder with the paper's tokenizer is not here")
+def test_the_papers_sentencepiece_tokenizer_is_used_for_the_corpus(tmp_path):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from sentencepiece import SentencePieceProcessor
+
+    folder = SHARED / "tokenizers" / "llm-jp-v3"
+    (model,) = folder.glob("*.model")
+    entry = {"json_file": str(folder / "tokenizer.json"), "model_file": str(model), "eod": "</s>", "bos": "<s>"}
+    text = (SHARED / "tinyshakespeare" / "input.txt").read_text()[:200_000]
+    lines = [json.dumps({"text": part}) for part in text.split("\n\n")]
+    (tmp_path / "plays.jsonl").write_text(os.linesep.join(lines))
+    dag = with_source(tmp_path, entry, path=str(tmp_path / "plays.jsonl"))
+    data = make(dag, tmp_path / "results")
+    pieces = SentencePieceProcessor(model_file=str(model))
+    dataset = IndexedDataset(str(data / "mine" / "tokenize" / "train"))
+    first = next(i for i in range(len(lines)) if not tokenize.is_validation(i, 0.01))
+    assert list(map(int, dataset[0])) == [*pieces.encode(json.loads(lines[first])["text"]), pieces.piece_to_id("</s>")]

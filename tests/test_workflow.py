@@ -1,0 +1,170 @@
+"""The whole DAG at scale `smoke`, by real Snakemake and the real engines, and what Snakemake plans afterwards."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline import artifact
+from pipeline.dag import Dag
+
+ROOT = Path(__file__).parents[1]
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [SNAKEMAKE, "--cores", "2", "--nocolor", *arguments, "--config", "scale=smoke"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def planned(folder: Path) -> set[str]:
+    """Records (and the report page) that a dry run would make."""
+    done = snakemake(folder, "--dry-run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (done.stdout + done.stderr).splitlines()
+    outputs = {line.split("output: ")[1] for line in lines if "output: " in line}
+    assert outputs or "Nothing to be done" in done.stdout + done.stderr
+    return outputs
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    """A copy of the repository in which `snakemake --config scale=smoke` has been run once."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in ("Snakefile", "config", "profiles", "workflow", "pipeline"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(ROOT / name, folder / name)
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return folder
+
+
+@pytest.fixture
+def dag(smoke) -> Dag:
+    return Dag.load("smoke", smoke / "config" / "grid.yaml")
+
+
+def test_every_job_leaves_an_artifact_that_is_whole(smoke, dag):
+    for job in dag.jobs:
+        folder = smoke / "results" / job.folder
+        record = artifact.read_record(folder)
+        assert record.fingerprint == dag.fingerprint(job)
+        assert {entry.name for entry in record.inputs} == set(dag.inputs(job))
+        assert record.outputs and record.versions and record.wall_s > 0
+        artifact.check_files(folder, record)
+    assert not list((smoke / "results" / ".state").rglob("work-*")), "finished jobs leave no state behind"
+
+
+def test_report_table_and_figures_are_there(smoke, dag):
+    results = smoke / "results" / "smoke"
+    assert "<html" in (results / "report.html").read_text()
+    assert list((results / "figures").glob("*.png"))
+    table = pd.read_parquet(results / "table" / "results.parquet")
+    for stage in ("benchmark", "decode", "taskloss"):
+        rows = table[table["stage"] == stage]
+        expected = {(job.point, job.variant) for job in dag.of(stage)}
+        assert set(zip(rows["point"], rows["variant"], strict=True)) == expected
+        assert rows["value"].notna().all() and (rows["n"] > 0).all()
+
+
+def test_converted_checkpoints_agree_with_megatron(smoke, dag):
+    for job in dag.of("convert"):
+        metrics = artifact.read_record(smoke / "results" / job.folder).metrics
+        assert 0 <= metrics["max_logit_diff"] <= 1e-4
+
+
+def test_grpo_weights_reach_the_sampler(smoke, dag):
+    assert dag.of("grpo")
+    for job in dag.of("grpo"):
+        assert artifact.read_record(smoke / "results" / job.folder).metrics["rollout_probs_diff"] < 0.02
+
+
+def test_a_second_run_has_nothing_to_do_and_is_quick(smoke):
+    begun = time.monotonic()
+    done = snakemake(smoke)
+    assert "Nothing to be done" in done.stdout + done.stderr
+    assert planned(smoke) == set()
+    assert time.monotonic() - begun < 60  # both together; the bar of 5 s for one is measured on an idle machine
+
+
+def test_touched_files_and_comments_re_run_nothing(smoke):
+    for path in (smoke / "results").rglob("record.json"):
+        os.utime(path)
+    module = smoke / "pipeline" / "stages" / "pretrain.py"
+    module.write_text(module.read_text() + "\n# a comment\n")
+    assert planned(smoke) == set()
+
+
+def test_one_points_learning_rate_plans_that_points_cone_only(smoke, dag):
+    grid = smoke / "config" / "grid.yaml"
+    before = grid.read_text()
+    line = "      - {hidden: 32, experts: 8, topk: 2}\n"
+    head, smoke_scale = before.split("\n  smoke:\n")
+    assert smoke_scale.count(line) == 1
+    changed = smoke_scale.replace(line, line.replace("}", ", pretrain: {lr: 1.0e-3}}"))
+    grid.write_text(head + "\n  smoke:\n" + changed)
+    name = next(name for name, point in dag.points.items() if point.experts == 8)
+    try:
+        expected = {f"results/{job.record}" for job in dag.jobs if job.point == name}
+        expected |= {f"results/smoke/{stage}/record.json" for stage in ("table", "figures", "report")}
+        assert planned(smoke) == expected | {"results/smoke/report.html"}
+    finally:
+        grid.write_text(before)
+    assert planned(smoke) == set()
+
+
+def test_a_stage_or_a_point_can_be_asked_for_by_name(smoke, dag):
+    for target in ("pretrain", "benchmark", "report", next(iter(dag.points))):
+        done = snakemake(smoke, "--dry-run", target)
+        assert "Nothing to be done" in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def test_a_truncated_checkpoint_is_named_and_mended_by_deleting_its_record(smoke, dag):
+    job = dag.of("taskloss")[0]
+    checkpoint = smoke / "results" / dag.inputs(job)["checkpoint"].folder
+    weights = checkpoint / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    record = smoke / "results" / job.record
+    record.unlink()
+    record.with_name(".record.json").unlink()
+    try:
+        done = snakemake(smoke, str(record.relative_to(smoke)))
+        shown = done.stdout + done.stderr
+        assert done.returncode != 0
+        assert f"error: {weights.relative_to(smoke)}: {len(whole) - 100} bytes where {len(whole)} were" in shown
+        assert f"delete {checkpoint.relative_to(smoke)}/record.json and run snakemake again" in shown
+        (checkpoint / "record.json").unlink()
+        done = snakemake(smoke, str(record.relative_to(smoke)))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert weights.read_bytes() == whole, "conversion is deterministic"
+    finally:
+        weights.write_bytes(whole)
+
+
+def test_a_wrong_key_is_refused_before_any_job(smoke):
+    grid = smoke / "config" / "grid.yaml"
+    before = grid.read_text()
+    grid.write_text(before.replace("  smoke:\n", "  smoke:\n    pre_train: {}\n", 1))
+    try:
+        done = snakemake(smoke)
+        assert done.returncode != 0
+        assert "config/grid.yaml: scales.smoke: unknown key 'pre_train'; did you mean 'pretrain'?" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        grid.write_text(before)
+
+
+def test_records_hold_no_secret_of_the_environment(smoke):
+    for path in (smoke / "results").rglob("record.json"):
+        text = path.read_text()
+        assert os.environ["PATH"] not in text and "HF_TOKEN" not in text
+        assert json.loads(text)["schema_version"] == 1
