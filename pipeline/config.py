@@ -206,7 +206,7 @@ class Scale(Strict):
     model: Model
     points: list[Block] = Field(min_length=1)
     pretrain: Pretrain
-    convert: Convert = Convert()
+    convert: Convert = Field(default_factory=lambda: Convert.model_validate({}))
     grpo: Grpo | None = None
     benchmark: Benchmark | None = None
     decode: Decode | None = None

@@ -7,6 +7,8 @@ here needs an engine, so that planning a grid takes milliseconds.
         \\-> tokenizer -/            \\_____________\\-> benchmark, decode, taskloss -> table -> figures -> report
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -218,3 +220,22 @@ class Dag:
                 }
             )
         return self._fingerprints[job]
+
+    def stale(self, results: Path) -> dict[Job, str]:
+        """The jobs whose record below `results` says another fingerprint than the configuration asks for.
+
+        Returns the digest of each such record, which no two runs of a job share.
+        """
+        found = {}
+        for job in self.jobs:
+            try:
+                text = (results / job.record).read_bytes()
+            except FileNotFoundError:
+                continue
+            try:
+                recorded = json.loads(text)["fingerprint"]
+            except (ValueError, KeyError, TypeError):
+                recorded = None  # not a record
+            if recorded != self.fingerprint(job):
+                found[job] = hashlib.sha256(text).hexdigest()[:16]
+        return found

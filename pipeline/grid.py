@@ -103,7 +103,8 @@ class Point:
         """The released checkpoints' naming: d512-E8-k2-320M-A170M; `-s1` for a seed beyond the first."""
         parts = [f"d{self.hidden}", f"E{self.experts}", f"k{self.topk}", short(self.total_params)]
         parts.append(f"A{short(self.active_params)}")
-        return "-".join(parts + [self.tag] * bool(self.tag) + [f"s{self.seed}"] * bool(self.seed))
+        parts += [self.tag] if self.tag else []
+        return "-".join(parts + [f"s{self.seed}"] * bool(self.seed))
 
 
 def _listed(value: int | list[int]) -> list[int]:

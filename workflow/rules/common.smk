@@ -8,19 +8,31 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from pipeline.dag import Dag as Experiment  # Snakefiles share their names with Snakemake itself
+from pipeline.dag import (
+    Dag as Experiment,
+)  # Snakefiles share their names with Snakemake itself
 from pipeline.dag import Job as Artifact
 from pipeline.errors import PipelineError
 
 unknown = set(config) - {"scale"}
 if unknown:
-    raise WorkflowError(f"--config {', '.join(sorted(unknown))}: not known; the one key is `scale`")
+    raise WorkflowError(
+        f"--config {', '.join(sorted(unknown))}: not known; the one key is `scale`"
+    )
 
 try:
     EXPERIMENT = Experiment.load(config.get("scale"))
 except PipelineError as error:
     raise WorkflowError(str(error)) from None
 SCALE = EXPERIMENT.name
+
+# Snakemake compares `params` with its own notes, and knows nothing of artifacts made by hand or copied without them.
+# Their records tell. A job whose record says other settings gets one more input, a marker named after that very record,
+# which does not exist yet; what a job must make first is a reason to run.
+STALE = {
+    one: f"results/.state/{one.folder}/replace-{digest}"
+    for one, digest in EXPERIMENT.stale(Path("results")).items()
+}
 
 # For those who run with --software-deployment-method conda. Ignored otherwise.
 ENVIRONMENT = "../envs/cuda.yaml" if shutil.which("nvidia-smi") else "../envs/cpu.yaml"
@@ -46,10 +58,12 @@ def records(jobs):
 
 
 def inputs_of(stage):
-    """Input function of a stage's rule: the records of its upstream artifacts."""
+    """Input function of a stage's rule: the records of its upstream artifacts, and the marker if its own is stale."""
 
     def upstream(wildcards):
-        return records(EXPERIMENT.inputs(artifact(stage, wildcards)).values())
+        one = artifact(stage, wildcards)
+        replaced = [STALE[one]] if one in STALE else []
+        return records(EXPERIMENT.inputs(one).values()) + replaced
 
     return upstream
 

@@ -2,6 +2,8 @@
 
 
 rule corpus_job:
+    input:
+        inputs_of("corpus"),
     output:
         f"results/{SCALE}/data/{{source}}/corpus/record.json",
     log:

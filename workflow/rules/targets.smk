@@ -1,7 +1,9 @@
 # Names to ask for: a stage (all its jobs at this scale), or a point (all its jobs).
 
 
-for stage in dict.fromkeys(one.stage for one in EXPERIMENT.jobs if one.stage != "report"):
+for stage in dict.fromkeys(
+    one.stage for one in EXPERIMENT.jobs if one.stage != "report"
+):
 
     rule:
         name:
@@ -26,11 +28,18 @@ rule report:
         f"results/{SCALE}/report.html",
     log:
         f"logs/{SCALE}/report.html.log",
+    localrule: True
     conda:
         ENVIRONMENT
-    localrule: True
     params:
         page=f"results/{SCALE}/report/report.html",
         identity=EXPERIMENT.fingerprint(Artifact("report", SCALE)),
     shell:
         "cp {params.page} {output} 2> {log}"
+
+
+# Says that an artifact made under other settings is to be replaced (see STALE in common.smk).
+rule replace:
+    output:
+        touch("results/.state/{folder}/replace-{digest}"),
+    localrule: True

@@ -1,0 +1,291 @@
+"""Records as tables: one tidy table of every number, one readable line a model, and the curves.
+
+Every row keeps the fingerprint of the record it was read from, so that any number can be traced to what made it.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.artifact import RECORD, Record
+from pipeline.dag import BASE, GRPO, Job
+from pipeline.errors import PipelineError
+from pipeline.grid import Point
+from pipeline.tasks import TASKS
+
+# Metrics a training stage's record may carry; `<name>_stderr` and `<name>_n` beside one are its error and count.
+TRAINING_METRICS = {
+    "pretrain": ("train_loss", "validation_loss", "load_balance", "tokens_per_s"),
+    "convert": ("max_logit_diff",),
+    "grpo": ("reward_first", "reward_last", "validation_before", "validation_after", "rollout_probs_diff"),
+}
+CURVE_FILES = {"pretrain": ("metrics", "validation"), "grpo": ("training", "validation")}
+CURVE_POINTS = 200
+
+MEMORISATION, REASONING, OTHER = "memorisation", "reasoning", "other"
+STOCK_KINDS = {  # lm-eval's tasks, as the paper sorts them (section 2)
+    "triviaqa": MEMORISATION,
+    "hellaswag": MEMORISATION,
+    "gsm8k": REASONING,
+    "gsm_plus": REASONING,
+    "humaneval": REASONING,
+    "mbpp": REASONING,
+}
+AT = re.compile(r"(majority|coverage)@(\d+)")
+MODEL_COLUMNS = ["series", "hidden", "experts", "topk", "total_params", "active_params", "density", "tokens_per_param"]
+
+
+# ---------------------------------------------------------------------------------------------- what a metric is
+
+
+def kind(task: str) -> str:
+    """Whether a task asks for memorisation or for reasoning, or neither is known."""
+    if task in TASKS:
+        return MEMORISATION if TASKS[task].source_kind == "facts" else REASONING
+    return STOCK_KINDS.get(task, OTHER)
+
+
+def family(stage: str, metric: str) -> str:
+    """What a metric measures: "accuracy", "bits", "loss", "majority", "coverage" or "other"."""
+    if match := AT.fullmatch(metric):
+        return match[1]
+    if "loss" in metric or (stage == "taskloss" and "stored" not in metric):
+        return "loss"
+    if stage == "taskloss":
+        return "bits"
+    return "accuracy" if stage == "benchmark" else "other"
+
+
+def primary(results: pd.DataFrame, wanted: str) -> list[tuple[str, str, str]]:
+    """(stage, task, metric) of a family, one a task: the first its record lists, or the most samples of a vote."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for stage, task, metric in _distinct(results):
+        if family(stage, metric) != wanted or stage not in ("benchmark", "decode", "taskloss"):
+            continue
+        if task not in found or (wanted in ("majority", "coverage") and _samples(metric) > _samples(found[task][2])):
+            found[task] = (stage, task, metric)
+    return list(found.values())
+
+
+def _samples(metric: str) -> int:
+    match = AT.fullmatch(metric)
+    return int(match[2]) if match else 0
+
+
+def _distinct(results: pd.DataFrame) -> list[tuple[str, str, str]]:
+    return list(results[["stage", "task", "metric"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+# ---------------------------------------------------------------------------------------------- the tidy table
+
+
+def tidy(records: Mapping[str, Record], points: Mapping[str, Point]) -> pd.DataFrame:
+    """One row a (point, variant, task, metric), points in grid order.
+
+    Columns: scale, point, hidden, experts, topk, seed, series, total_params, active_params, density (k/E), sparsity
+    (1 - k/E), tokens (training), tokens_per_param (total), flops (training, whole run), variant, stage, task, metric,
+    value, n (items; null if the record gives none), stderr (likewise), fingerprint (of the record).
+
+    Raises:
+        PipelineError: a record's `results` are not rows of task, metric, value, stderr and n.
+    """
+    order, stages = list(points), [*TRAINING_METRICS, "benchmark", "decode", "taskloss"]
+    kept = [r for r in records.values() if r.point in points and r.stage in stages]
+    kept.sort(key=lambda r: (order.index(str(r.point)), _variant(r) == GRPO, stages.index(r.stage)))
+    rows = [_columns(record, points[str(record.point)]) | row for record in kept for row in _rows(record)]
+    if not rows:
+        raise PipelineError("no record holds a metric to tabulate; run pretrain first (`snakemake --cores 2`)")
+    frame = pd.DataFrame(rows)
+    return frame.astype({"value": "float64", "stderr": "float64", "n": "Int64"})
+
+
+def _variant(record: Record) -> str:
+    return record.variant or (GRPO if record.stage == "grpo" else BASE)
+
+
+def _columns(record: Record, point: Point) -> dict[str, Any]:
+    return {
+        "scale": record.scale,
+        "point": record.point,
+        "hidden": point.hidden,
+        "experts": point.experts,
+        "topk": point.topk,
+        "seed": point.seed,
+        "series": point.series,
+        "total_params": point.total_params,
+        "active_params": point.active_params,
+        "density": point.density,
+        "sparsity": 1 - point.density,
+        "tokens": point.tokens,
+        "tokens_per_param": point.tokens_per_param,
+        "flops": point.flops_per_token * point.tokens,
+        "variant": _variant(record),
+        "stage": record.stage,
+    }
+
+
+def _rows(record: Record) -> list[dict[str, Any]]:
+    found = record.metrics
+    if record.stage in TRAINING_METRICS:
+        rows = [
+            {"task": record.stage, "metric": name, "value": found[name]}
+            | {"n": found.get(f"{name}_n"), "stderr": found.get(f"{name}_stderr")}
+            for name in TRAINING_METRICS[record.stage]
+            if found.get(name) is not None
+        ]
+    else:
+        try:
+            rows = [{key: row[key] for key in ("task", "metric", "value", "n", "stderr")} for row in found["results"]]
+        except (KeyError, TypeError) as error:
+            raise PipelineError(
+                f"{_job(record).record}: metrics.results is not a list of task, metric, value, stderr, n ({error}); "
+                f"delete the record and run snakemake again"
+            ) from None
+    return [row | {"fingerprint": record.fingerprint} for row in rows]
+
+
+def _job(record: Record) -> Job:
+    return Job(record.stage, record.scale, record.source, record.point, record.variant)
+
+
+def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
+    """The tidy table with the seeds of one model merged: value is their mean, `low` and `high` their range.
+
+    `stderr` joins, in quadrature, the spread over seeds (sd / sqrt(seeds), where there are several) and the mean of
+    the seeds' own errors over items; seeds share their items, so the latter does not shrink. Null if neither is known.
+    """
+    keys = [*MODEL_COLUMNS, "variant", "stage", "task", "metric"]
+    merged = []
+    for values, group in results.dropna(subset=["value"]).groupby(keys, sort=False, dropna=False):
+        errors = [_item_error(*row) for row in group[["value", "stderr", "n"]].itertuples(index=False, name=None)]
+        known = [e for e in errors if not math.isnan(e)]
+        seeds = len(group)
+        parts = [sum(known) / len(known)] if known else []
+        if seeds > 1:
+            parts.append(float(group["value"].std(ddof=1)) / math.sqrt(seeds))
+        merged.append(
+            dict(zip(keys, values, strict=True))
+            | {"value": float(group["value"].mean()), "stderr": math.hypot(*parts) if parts else math.nan}
+            | {"low": float(group["value"].min()), "high": float(group["value"].max())}
+            | {"seeds": seeds, "n": group["n"].iloc[0]}
+        )
+    return pd.DataFrame(merged, columns=[*keys, "value", "stderr", "low", "high", "seeds", "n"])
+
+
+def _item_error(value: float, stderr: float, n: Any) -> float:
+    """The recorded standard error, but for a share of 0 or 1 the Agresti-Coull one.
+
+    When all of n items agree the sample's own error is 0, which would pass any difference as beyond noise.
+    """
+    if stderr == 0 and value in (0.0, 1.0) and not pd.isna(n) and n > 0:
+        share = (value * n + 2) / (n + 4)
+        return math.sqrt(share * (1 - share) / (n + 4))
+    return stderr
+
+
+# ---------------------------------------------------------------------------------------------- readable tables
+
+
+def plus_minus(value: float, stderr: float) -> str:
+    """`0.512 ± 0.031`: the error with two significant digits, the value with as many decimals; empty for no value."""
+    if pd.isna(value):
+        return ""
+    if pd.isna(stderr) or stderr <= 0:
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    decimals = min(max(1 - math.floor(math.log10(stderr)), 0), 6)
+    return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
+
+
+def main_columns(results: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """(stage, task, metric) of the numbers a reader wants first -> column heading.
+
+    Losses, one metric a task and family of each evaluation, and both ends of the vote curves.
+    """
+    families = ("accuracy", "bits", "loss", "majority", "coverage")
+    wanted = {key for kind_of in families for key in primary(results, kind_of)}
+    ends = {"train_loss", "validation_loss", "validation_before", "validation_after", "majority@1"}
+    keys = [key for key in _distinct(results) if key in wanted or key[2] in ends]
+    return {key: f"{key[1]} {key[2]}" for key in keys}
+
+
+def wide(results: pd.DataFrame) -> pd.DataFrame:
+    """One line a (point, variant): the model, then each main metric as text (`plus_minus`); all cells are text."""
+    columns = main_columns(results)
+    lines = []
+    for (point, variant), group in results.groupby(["point", "variant"], sort=False):
+        model = group.iloc[0]
+        line = {"point": point, "variant": variant, "total params": str(model.total_params)}
+        line |= {"active params": str(model.active_params), "density k/E": f"{model.density:.4g}"}
+        line |= {"tokens/param": f"{model.tokens_per_param:.4g}"} | dict.fromkeys(columns.values(), "")
+        for row in group.to_dict("records"):
+            if (heading := columns.get((row["stage"], row["task"], row["metric"]))) is not None:
+                line[heading] = plus_minus(row["value"], row["stderr"])
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every cell as the text that the CSV and the Markdown file share: integers whole, floats to 6 digits."""
+
+    def cell(value: Any) -> str:
+        if pd.isna(value):
+            return ""
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return frame.map(cell)
+
+
+def markdown(text: pd.DataFrame) -> str:
+    """A table of text cells as a Markdown table."""
+    lines = [list(text.columns), ["---"] * len(text.columns), *text.to_numpy().tolist()]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------- curves, provenance
+
+
+def curves(records: Mapping[str, Record], folders: Mapping[str, Path]) -> pd.DataFrame:
+    """Training curves in long form: stage, point, curve (`file/column`), step, value.
+
+    Each curve has at most `CURVE_POINTS` values; a longer one is averaged over equal blocks of steps, a block standing
+    at its last step. An artifact without curve files (an adopted checkpoint) has no curves.
+
+    Raises:
+        PipelineError: a curve file without a `step` column.
+    """
+    parts = []
+    for role, record in sorted(records.items()):
+        for name in CURVE_FILES.get(record.stage, ()):
+            path = folders[role] / f"{name}.parquet"
+            if not path.exists():
+                continue
+            frame = pd.read_parquet(path)
+            if "step" not in frame:
+                raise PipelineError(
+                    f"{path}: no column 'step'; delete {folders[role] / RECORD} and run snakemake again"
+                )
+            thin = _thin(frame.select_dtypes("number").groupby("step").mean().reset_index())
+            long = thin.melt("step", var_name="curve").dropna(subset=["value"])
+            long.insert(0, "stage", record.stage)
+            long.insert(1, "point", str(record.point))
+            parts.append(long.assign(curve=f"{name}/" + long["curve"].astype(str)))
+    columns = {"stage": "str", "point": "str", "curve": "str", "step": "int64", "value": "float64"}
+    frame = pd.concat(parts) if parts else pd.DataFrame(columns=list(columns))
+    return frame[list(columns)].astype(columns).reset_index(drop=True)
+
+
+def _thin(frame: pd.DataFrame) -> pd.DataFrame:
+    width = math.ceil(len(frame) / CURVE_POINTS)
+    blocks = frame.groupby(pd.RangeIndex(len(frame)) // width)
+    return blocks.mean().assign(step=blocks["step"].last())
+
+
+def provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """What the report says about each record: what it is, where it lies, and what it took to make."""
+    fields = {"stage", "point", "variant", "fingerprint", "versions", "commit", "hardware", "execution", "started"}
+    fields |= {"wall_s", "cpu_s", "peak_rss_mb"}
+    return [r.model_dump(include=fields) | {"path": _job(r).record.as_posix()} for r in records]
