@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -27,12 +28,10 @@ except PipelineError as error:
 SCALE = EXPERIMENT.name
 
 # Snakemake compares `params` with its own notes, and knows nothing of artifacts made by hand or copied without them.
-# Their records tell. A job whose record says other settings gets one more input, a marker named after that very record,
-# which does not exist yet; what a job must make first is a reason to run.
-STALE = {
-    one: f"results/.state/{one.folder}/replace-{digest}"
-    for one, digest in EXPERIMENT.stale(Path("results")).items()
-}
+# Their records tell. To have such a job run, it is given an input that is newer than its record: a file made now, gone
+# when Snakemake ends.
+STALE = EXPERIMENT.stale(Path("results"))
+NOW = tempfile.NamedTemporaryFile(prefix="stale-")
 
 # For those who run with --software-deployment-method conda. Ignored otherwise.
 ENVIRONMENT = "../envs/cuda.yaml" if shutil.which("nvidia-smi") else "../envs/cpu.yaml"
@@ -58,12 +57,12 @@ def records(jobs):
 
 
 def inputs_of(stage):
-    """Input function of a stage's rule: the records of its upstream artifacts, and the marker if its own is stale."""
+    """Input function of a stage's rule: the records of its upstream artifacts, and NOW if its own is stale."""
 
     def upstream(wildcards):
         one = artifact(stage, wildcards)
-        replaced = [STALE[one]] if one in STALE else []
-        return records(EXPERIMENT.inputs(one).values()) + replaced
+        now = [NOW.name] if one in STALE else []
+        return records(EXPERIMENT.inputs(one).values()) + now
 
     return upstream
 

@@ -36,10 +36,3 @@ rule report:
         identity=EXPERIMENT.fingerprint(Artifact("report", SCALE)),
     shell:
         "cp {params.page} {output} 2> {log}"
-
-
-# Says that an artifact made under other settings is to be replaced (see STALE in common.smk).
-rule replace:
-    output:
-        touch("results/.state/{folder}/replace-{digest}"),
-    localrule: True
