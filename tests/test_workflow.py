@@ -81,6 +81,38 @@ def test_converted_checkpoints_agree_with_megatron(smoke, dag):
         assert 0 <= metrics["max_logit_diff"] <= 1e-4
 
 
+def test_vllm_transformers_and_megatron_agree_on_task_loss(smoke, dag):
+    """Within 1e-4 nats a token, each computed from its own copy of the weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipeline.engines import megatron
+    from pipeline.engines.device import Execution
+    from pipeline.stages.taskloss import continuation, encode
+    from pipeline.tasks.items import read_questions
+
+    cpu = Execution(device="cpu")
+    for job in dag.of("taskloss"):
+        if job.variant != "base":
+            continue
+        rows = pd.read_parquet(smoke / "results" / job.folder / "items.parquet").set_index(["task", "item"])
+        inputs = {name: smoke / "results" / up.folder for name, up in dag.inputs(job).items()}
+        weights = smoke / "results" / "smoke" / job.point / "pretrain" / "checkpoint"
+        tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"])
+        hugging_face = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"], dtype=torch.float32).eval()
+        with torch.inference_mode(), megatron.session(cpu) as device:
+            model = megatron.build_model(dag.points[job.point], cpu, device, torch.float32).eval()
+            megatron.load_weights(model, weights)
+            for asked in dag.scale.taskloss.tasks:
+                for question in read_questions(dag, inputs, asked):
+                    ids, positions, _ = encode(tokenizer, question.prompt, continuation(question))
+                    row, where = torch.tensor([ids]), torch.tensor(positions)
+                    by_vllm = rows.loc[(question.task, question.item), "nll_nats"]
+                    for logits in (hugging_face(row).logits, model(row, torch.arange(len(ids))[None], None)):
+                        picked = logits[0].log_softmax(-1)[where - 1, row[0, where]]
+                        assert abs(-picked.sum().item() - by_vllm) / len(positions) < 1e-4
+
+
 def test_grpo_weights_reach_the_sampler(smoke, dag):
     assert dag.of("grpo")
     for job in dag.of("grpo"):

@@ -33,8 +33,12 @@ SCALE = EXPERIMENT.name
 STALE = EXPERIMENT.stale(Path("results"))
 NOW = tempfile.NamedTemporaryFile(prefix="stale-")
 
+# A job of an engine takes one GPU where there is one; the profile says how many this machine has.
+ON_GPU = shutil.which("nvidia-smi") is not None
+GPUS = 1 if ON_GPU else 0
+
 # For those who run with --software-deployment-method conda. Ignored otherwise.
-ENVIRONMENT = "../envs/cuda.yaml" if shutil.which("nvidia-smi") else "../envs/cpu.yaml"
+ENVIRONMENT = "../envs/cuda.yaml" if ON_GPU else "../envs/cpu.yaml"
 
 # Jobs run in the environment that runs Snakemake, whether or not it is activated.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")

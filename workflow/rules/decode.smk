@@ -14,7 +14,7 @@ rule decode_job:
     resources:
         mem_mb=2000,
         runtime=720,
-        gpus=0,
+        gpus=GPUS,
         device="auto",
         ranks=1,
         cache_mb=256,

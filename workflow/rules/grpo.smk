@@ -15,7 +15,7 @@ rule grpo_job:
     resources:
         mem_mb=7000,
         runtime=1440,
-        gpus=0,
+        gpus=GPUS,
         device="auto",
         ranks=1,
         cache_mb=256,

@@ -15,7 +15,7 @@ rule pretrain_job:
     resources:
         mem_mb=2000,
         runtime=10080,
-        gpus=0,
+        gpus=GPUS,
         device="auto",
         ranks=1,
         save_interval=500,

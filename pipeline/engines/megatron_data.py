@@ -1,0 +1,98 @@
+"""Training data with megatron-core: token files checked, blended by weight and shuffled by the recipe's seed."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pipeline.errors import PipelineError
+from pipeline.grid import Point
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The little of a tokenizer that GPTDataset asks for; the corpus is already tokens."""
+
+    vocab_size: int
+    eod: int
+    pad: int = -1  # no token: nothing is masked
+
+    @property
+    def unique_identifiers(self) -> dict[str, Any]:
+        return {"vocab_size": self.vocab_size, "eod": self.eod}
+
+
+def check_tokens(prefix: Path, sequence_length: int) -> None:
+    """Compare a token file with its index before anything maps it.
+
+    Args:
+        prefix: path without `.bin` and `.idx`.
+
+    Raises:
+        PipelineError: a file that is missing, not an index, truncated, or shorter than one training sequence.
+    """
+    from megatron.core.datasets.indexed_dataset import DType, _IndexReader
+
+    data, index = prefix.with_suffix(".bin"), prefix.with_suffix(".idx")
+    remake = f"delete {prefix.parent / 'record.json'} and run snakemake again"
+    for path in (data, index):
+        if not path.is_file():
+            raise PipelineError(f"{path}: missing; {remake}")
+    try:
+        reader = _IndexReader(str(index), multimodal=False)
+        tokens = int(reader.sequence_lengths.sum(dtype="int64"))
+    except (AssertionError, ValueError, KeyError, OSError) as error:
+        raise PipelineError(f"{index}: not a whole Megatron index ({error}); {remake}") from None
+    size, wanted = data.stat().st_size, tokens * DType.size(reader.dtype)
+    if size != wanted:
+        raise PipelineError(f"{data}: {size} bytes where {index.name} describes {wanted}; {remake}")
+    if tokens <= sequence_length:
+        raise PipelineError(
+            f"{data}: {tokens} tokens do not fill one sequence of {sequence_length} and its next token; "
+            f"enlarge the source or data.validation, or shorten model.sequence_length"
+        )
+
+
+def build_datasets(point: Point, sources: dict[Path, float], vocab_size: int, eod: int, cache: Path) -> tuple[Any, Any]:
+    """Training and validation data: Megatron's blend of the sources, each shuffled by the recipe's seed.
+
+    Args:
+        sources: folder with {train,validation}.{bin,idx} -> share of the blend.
+        cache: where Megatron keeps its sample index; built anew if a kill left it unfinished.
+
+    Returns:
+        Two datasets of at least steps * global_batch and eval_batches * global_batch samples.
+    """
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+    m, recipe = point.model, point.pretrain
+    done = cache / "complete"
+    if dist.get_rank() == 0:
+        for folder in sources:
+            for split in ("train", "validation"):
+                check_tokens(folder / split, m.sequence_length)
+        if not done.exists():
+            shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    blends = [([str(f / split) for f in sources], list(sources.values())) for split in ("train", "validation")]
+    config = GPTDatasetConfig(
+        random_seed=recipe.seed,
+        sequence_length=m.sequence_length,
+        blend_per_split=[*blends, None],
+        path_to_cache=str(cache),
+        tokenizer=_Tokens(vocab_size, eod),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    sizes = [recipe.steps * recipe.global_batch, recipe.eval_batches * recipe.global_batch, 0]
+    train, validation, _ = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()
+    dist.barrier()
+    if dist.get_rank() == 0:
+        done.touch()
+    return train, validation

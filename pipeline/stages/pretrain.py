@@ -1,0 +1,239 @@
+"""Pre-train one point: a Mixtral mixture of experts on megatron-core, from tokenised sources to a checkpoint.
+
+    python -m pipeline.stages.pretrain --scale mini --point d32-E4-k2-66K-A47K
+
+Paper section 3 (architecture, recipe) and appendix (hyper-parameters). Tokens are `steps * global_batch *
+sequence_length`, blended from the scale's sources by weight. On several ranks (`--ranks`, `--tp`, `--pp`, `--ep`) the
+stage starts torchrun on this machine; initial weights, data order and the meaning of every loss stay the same.
+
+Work in progress is saved every `--save-interval` steps and on SIGTERM, and is continued exactly: the same command
+after a kill ends with the tensors an undisturbed run ends with.
+
+Publishes `checkpoint/` (torch_dist, weights only), `metrics.parquet` (a row a step: step, loss, load_balance, z_loss,
+grad_norm, lr, tokens, flops, tokens_per_s) and `validation.parquet` (step, tokens, loss). Losses are nats a token.
+"""
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import TypeAdapter
+
+from pipeline.artifact import fsync_tree, write_atomic
+from pipeline.engines.device import Execution
+from pipeline.engines.torchrun import die_with_parent, torchrun
+from pipeline.errors import PipelineError
+from pipeline.grid import Point
+from pipeline.stage import Context, main
+
+PROGRESS_S = 10  # seconds between two lines of progress
+LAST_STEPS = 50  # train_loss is the mean of this many
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that one training process has to know; travels to torchrun's processes as JSON."""
+
+    point: Point
+    execution: Execution
+    sources: dict[Path, float]  # folder of tokens -> share of the blend
+    vocab_size: int  # the tokenizer's
+    eod_id: int
+    state: Path
+    out: Path
+
+
+PLAN = TypeAdapter(Plan)
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    from pipeline.engines.megatron import check_layout
+
+    point, execution = ctx.point, ctx.execution
+    check_layout(point, execution)
+    tokens = [ctx.records[f"tokenize/{name}"].metrics for name in ctx.scale.data.sources]
+    vocab_size, rows = tokens[0]["vocab_size"], point.model.vocab_size
+    if vocab_size > rows:
+        raise PipelineError(f"model.vocab_size {rows} is below the tokenizer's {vocab_size}; raise it in the grid file")
+    sources = {ctx.inputs[f"tokenize/{name}"]: share for name, share in ctx.scale.data.sources.items()}
+    plan = Plan(point, execution, sources, vocab_size, tokens[0]["eod_id"], ctx.state, ctx.out)
+    ctx.say(
+        f"{point.total_params:,} parameters, {point.active_params:,} active; {point.tokens:,} tokens, "
+        f"{point.tokens_per_param:.1f} a parameter; {point.tokens * point.flops_per_token:.3g} FLOPs"
+    )
+    if execution.ranks == 1:
+        train(plan)
+    else:
+        write_atomic(ctx.state / "plan.json", PLAN.dump_json(plan))
+        torchrun("pipeline.stages.pretrain", str(ctx.state / "plan.json"), execution.ranks)
+    return summary(plan)
+
+
+def train(plan: Plan) -> None:
+    """Train on this process, which may be one rank of several, and write the stage's files."""
+    import torch
+    import torch.distributed as dist
+
+    from pipeline.engines import megatron
+    from pipeline.engines.megatron_data import build_datasets
+    from pipeline.engines.megatron_training import Trainer
+
+    point, recipe, execution = plan.point, plan.point.pretrain, plan.execution
+    with terminations() as asked_to_stop, megatron.session(execution) as device:
+        first = dist.get_rank() == 0
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.dtype]
+        model = megatron.build_model(point, execution, device, dtype)
+        if (total := megatron.count_parameters(model)) != point.total_params:
+            raise RuntimeError(f"{point.name}: the model has {total} parameters, the grid says {point.total_params}")
+        index = plan.state / "index"
+        training, validation = build_datasets(point, plan.sources, plan.vocab_size, plan.eod_id, index)
+        trainer = Trainer(model, point)
+        start, rows, evaluations = resume(plan, trainer)
+        if first and start:
+            print(f"continuing after step {start}", flush=True)
+
+        step_tokens = recipe.global_batch * point.model.sequence_length
+        told = begun = time.monotonic()
+        for step in range(start + 1, recipe.steps + 1):
+            tick = time.perf_counter()
+            result = trainer.step(training, step - 1, stop=bool(asked_to_stop))
+            speed = step_tokens / (time.perf_counter() - tick)
+            if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+                raise PipelineError(
+                    f"{point.name}: loss {result.loss}, gradient norm {result.grad_norm} at step {step}: training "
+                    f"diverged; lower pretrain.lr or raise pretrain.warmup_steps in the grid file"
+                )
+            done = {"step": step, "tokens": step * step_tokens}
+            compute = {"flops": step * step_tokens * point.flops_per_token, "tokens_per_s": speed}
+            rows.append(done | result.metrics() | compute)
+            last = step == recipe.steps
+            if step % recipe.eval_interval == 0 or last:
+                evaluations.append(done | {"loss": trainer.evaluate(validation)})
+            stop = result.stop and not last
+            if step % execution.save_interval == 0 or last or stop:
+                save(plan, trainer, step, rows, evaluations)
+            if stop:
+                raise PipelineError(f"{point.name}: stopped at step {step} and saved; the same command continues")
+            if first and (time.monotonic() - told > PROGRESS_S or last):
+                told = time.monotonic()
+                pace = (told - begun) / (step - start)
+                print(
+                    f"step {step}/{recipe.steps}  loss {result.loss:.4f}  {step_tokens / pace:,.0f} tokens/s  "
+                    f"{pace * (recipe.steps - step):,.0f} s to go",
+                    flush=True,
+                )
+        if first:
+            (plan.out / "checkpoint").mkdir()
+            pd.DataFrame(rows).to_parquet(plan.out / "metrics.parquet", index=False)
+            pd.DataFrame(evaluations).to_parquet(plan.out / "validation.parquet", index=False)
+        dist.barrier()
+        megatron.save_weights(model, plan.out / "checkpoint")
+
+
+@contextmanager
+def terminations() -> Iterator[list[int]]:
+    """SIGTERMs received meanwhile, which then do not end the process: schedulers give notice with them."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ------------------------------------------------------------------------------------------------ work in progress
+
+
+def saved(plan: Plan) -> list[Path]:
+    """Whole saves in the state folder, newest last; one being written has another name."""
+    return sorted(plan.state.glob("step-*"))
+
+
+def save(plan: Plan, trainer: Any, step: int, rows: list[dict], evaluations: list[dict]) -> None:
+    """Save all that `resume` needs. A kill at any moment leaves this save or the one before it whole."""
+    import torch.distributed as dist
+
+    partial, whole = plan.state / "saving", plan.state / f"step-{step:09d}"
+    first = dist.get_rank() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    dist.barrier()
+    trainer.save(partial)
+    if first:
+        pd.DataFrame(rows).to_parquet(partial / "metrics.parquet", index=False)
+        pd.DataFrame(evaluations).to_parquet(partial / "validation.parquet", index=False)
+        (partial / "layout.json").write_text(json.dumps(layout(plan.execution)))
+        fsync_tree(partial)
+        partial.rename(whole)
+        for older in saved(plan)[:-1]:
+            shutil.rmtree(older)
+    dist.barrier()
+
+
+def resume(plan: Plan, trainer: Any) -> tuple[int, list[dict], list[dict]]:
+    """Load the newest save, if there is one: the step it was made after, and the rows until then."""
+    if not saved(plan):
+        return 0, [], []
+    folder = saved(plan)[-1]
+    if (made := json.loads((folder / "layout.json").read_text())) != (wanted := layout(plan.execution)):
+        raise PipelineError(
+            f"{folder}: saved with layout {made}, and Megatron reads optimizer states only under the same one, not "
+            f"{wanted}; finish with the old layout, or delete the folder to start again"
+        )
+    trainer.load(folder)
+    rows, evaluations = (pd.read_parquet(folder / f"{name}.parquet") for name in ("metrics", "validation"))
+    return int(folder.name.removeprefix("step-")), rows.to_dict("records"), evaluations.to_dict("records")
+
+
+def layout(execution: Execution) -> dict[str, int]:
+    """What must not change between a save and its resumption; the number of data parallel ranks may."""
+    return {"tp": execution.tp, "pp": execution.pp, "ep": execution.ep}
+
+
+# --------------------------------------------------------------------------------------------------------- record
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """The record's metrics, from the files just written."""
+    rows = pd.read_parquet(plan.out / "metrics.parquet")
+    validation = pd.read_parquet(plan.out / "validation.parquet")
+    point, end = plan.point, rows.iloc[-1]
+    return {
+        "train_loss": float(rows["loss"].tail(LAST_STEPS).mean()),
+        "validation_loss": float(validation["loss"].iloc[-1]),
+        "load_balance": float(rows["load_balance"].tail(LAST_STEPS).mean()),
+        "total_params": point.total_params,
+        "active_params": point.active_params,
+        "tokens": int(end["tokens"]),
+        "tokens_per_param": point.tokens_per_param,
+        "flops": float(end["flops"]),
+        "tokens_per_s": float(rows["tokens_per_s"].median()),
+    }
+
+
+def work(plan_file: Path) -> None:
+    """One of torchrun's processes."""
+    die_with_parent(signal.SIGKILL)
+    try:
+        train(PLAN.validate_json(plan_file.read_bytes()))
+    except PipelineError as error:
+        print(f"error (rank {os.environ['RANK']}): {error}", flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        work(Path(sys.argv[1]))
+    else:
+        main("pretrain", run, __doc__)
