@@ -57,7 +57,7 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -166,11 +166,11 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with temporary.open("wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _published(folder: Path) -> set[str]:
@@ -199,7 +199,7 @@ def publish(made: Path, folder: Path, record: Record) -> None:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for entry in made.iterdir():
-        os.replace(entry, folder / entry.name)
+        entry.replace(folder / entry.name)
     fsync_tree(folder)
     text = record.model_dump_json(indent=2) + "\n"
     write_atomic(folder / RECORD_COPY, text)
@@ -227,7 +227,7 @@ def restore(folder: Path, wanted: str) -> Record | None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the kernel's lock on `path`; wait for another holder. A dead process's lock is gone by itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

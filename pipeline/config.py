@@ -148,19 +148,30 @@ class EvalTask(Strict):
     limit: Positive | None = Field(None, description="first N test items only")
 
 
-class Benchmark(Strict):
-    """lm-evaluation-harness on vLLM: greedy accuracy."""
+class Evaluation(Strict):
+    """What the evaluation stages share."""
 
     tasks: list[EvalTask] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_task_once(self) -> "Evaluation":
+        names = [item.task for item in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a task is listed twice: {', '.join(names)}")
+        return self
+
+
+class Benchmark(Evaluation):
+    """lm-evaluation-harness on vLLM: greedy accuracy."""
+
     dtype: DType = "bf16"
     max_length: Positive = Field(4096, description="tokens of prompt and answer together")
     seed: int = 42
 
 
-class Decode(Strict):
+class Decode(Evaluation):
     """Self-consistency (majority vote over samples) on vLLM."""
 
-    tasks: list[EvalTask] = Field(min_length=1)
     samples: Positive = Field(128, description="a power of two; the curve has a point at 1, 2, 4 ... samples")
     temperature: Rate = 0.6
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -175,10 +186,9 @@ class Decode(Strict):
         return self
 
 
-class TaskLoss(Strict):
+class TaskLoss(Evaluation):
     """Negative log-likelihood of the gold answer given the prompt."""
 
-    tasks: list[EvalTask] = Field(min_length=1)
     dtype: DType = "bf16"
     max_length: Positive = 4096
 

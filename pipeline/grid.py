@@ -165,5 +165,3 @@ def _expand_block(scale: Scale, block: Block, at: str) -> list[Point]:
     if not points:
         raise PipelineError(f"{at}: no combination has topk <= experts")
     return points
-
-

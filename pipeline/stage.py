@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifact
-from pipeline.artifact import FileEntry, InputEntry, Record, RECORD
+from pipeline.artifact import RECORD, FileEntry, InputEntry, Record
 from pipeline.config import Scale
 from pipeline.dag import STAGES, Dag, Job
 from pipeline.engines.device import Execution, prepare_environment
@@ -171,7 +171,10 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
     parser.add_argument("--config", default="config/grid.yaml", help="the grid file (default: %(default)s)")
     parser.add_argument("--results", default="results", type=Path, help="results folder (default: %(default)s)")
     parser.add_argument("--scale", help="a scale of the grid file (default: the file's own)")
-    kinds = {"source": ("corpus", "tokenize"), "point": ("pretrain", "convert", "grpo", "benchmark", "decode", "taskloss")}
+    kinds = {
+        "source": ("corpus", "tokenize"),
+        "point": ("pretrain", "convert", "grpo", "benchmark", "decode", "taskloss"),
+    }
     kinds["variant"] = kinds["point"][3:]
     for name, stages in kinds.items():
         if stage in stages:

@@ -87,6 +87,11 @@ def test_scale_can_extend_another_only_if_it_exists(tmp_path):
         load_grid(grid_file(tmp_path, extends="maxi"))
 
 
+def test_a_task_listed_twice_is_refused(tmp_path):
+    with pytest.raises(PipelineError, match="scales.smoke.decode: a task is listed twice: sums, sums"):
+        load_grid(grid_file(tmp_path, decode__tasks=[{"task": "sums"}, {"task": "sums"}]))
+
+
 def test_a_missing_grid_file_says_where_to_run():
     with pytest.raises(PipelineError, match=r"nowhere/grid.yaml: no such file"):
         load_grid("nowhere/grid.yaml")

@@ -67,7 +67,7 @@ def prepare_environment(execution: Execution, offline: bool = True) -> None:
     common = {
         "HF_HUB_OFFLINE": "1" if offline else "0",
         "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's tensor parallelism relies on launch order

@@ -8,7 +8,6 @@ revision. Documents are written in shards of `SHARD_DOCUMENTS`, so that memory s
 Out: documents-00000.parquet ... (column `text`); tasks/<items>/{train,test}.parquet for generated sources.
 """
 
-import glob
 import gzip
 import itertools
 import json
@@ -62,7 +61,8 @@ def generate_sums(source: GeneratedSums, out: Path) -> Iterator[str]:
 
 def read_local(source: LocalFiles) -> Iterator[str]:
     """Documents of local files: a .txt file is one document, a .jsonl line or a .parquet row another."""
-    paths = [Path(name) for name in sorted(glob.glob(source.path, recursive=True))]  # noqa: PTH207 (absolute globs)
+    pattern = Path(source.path)
+    paths = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
     if not paths:
         raise PipelineError(f"{source.path}: no such file; correct `path` in config/sources.yaml")
     for path in paths:

@@ -18,7 +18,8 @@ class Task:
     source_kind: str
     items: str  # the folder of the corpus artifact's tasks/ that holds its items
     template: str  # the prompt, with {question}
-    final: str | None = None  # regex of the final answer in the text; None: the whole text
+    final: str  # regex whose first group is the final answer in the model's text
+    loss_on_gold: bool = False  # task loss is that of the final answer alone, not of all the text after the prompt
 
     def prompt(self, question: str) -> str:
         """The text put to the model, without a trailing space."""
@@ -34,8 +35,6 @@ class Task:
 
     def extract(self, text: str) -> str | None:
         """The final answer in a model's text; None if it gives none. The first match counts, as in GSM8K's filter."""
-        if self.final is None:
-            return " ".join(text.split())
         match = re.search(self.final, text)
         return match.group(1) if match else None
 
@@ -43,8 +42,9 @@ class Task:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("recall", "facts", "facts", "{question} :"),
-        Task("recall_choice", "facts", "facts", "{question} :"),
+        # The full stop that ends every fact would dilute the loss of its values.
+        Task("recall", "facts", "facts", "{question} :", final=r"^\s*(.+?)\s*(?:\.|$)", loss_on_gold=True),
+        Task("recall_choice", "facts", "facts", "{question} :", final=r"^\s*(.+?)\s*(?:\.|$)", loss_on_gold=True),
         Task("sums", "sums", "sums", "question : {question} answer :", final=r"#### (\d+)"),
     )
 }

@@ -32,9 +32,7 @@ class Item:
 def fact_items(source: GeneratedFacts) -> list[Item]:
     """All facts, in random order. A fact is a two-word key and four values: 4 * log2(64) = 24 bits."""
     rng = random.Random(source.seed)
-    golds = [
-        " ".join(f"v{rng.randrange(VALUES)}" for _ in range(VALUES_PER_FACT)) for _ in range(source.facts)
-    ]
+    golds = [" ".join(f"v{rng.randrange(VALUES)}" for _ in range(VALUES_PER_FACT)) for _ in range(source.facts)]
     items = []
     for i, gold in enumerate(golds):
         others = {golds[rng.randrange(len(golds))] for _ in range(8)} - {gold}

@@ -1,0 +1,99 @@
+"""vLLM: the one engine that all evaluation stages run on, in this process on CPU, from the same code on a GPU."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.engines.device import Execution
+from pipeline.errors import PipelineError
+
+T = TypeVar("T")
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+MAX_SEQUENCES = 512  # in one step: for small models the engine's work a step, not the model's, is what costs
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import engines inside this: the garbage collector stays off, and never looks at what was imported.
+
+    vLLM imports 6,000 modules. Scanning their objects over and over takes 2.5 of 11 CPU seconds of the import, and
+    another 2 at the start of the engine, which collects three times.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def check_weights(checkpoint: Path) -> None:
+    """Read the header of every weight file, which tells whether the file is whole.
+
+    Raises:
+        PipelineError: no weights, or a truncated or damaged file, named.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    remake = f"delete {checkpoint / 'record.json'} and run snakemake again"
+    files = sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise PipelineError(f"{checkpoint}: holds no *.safetensors; {remake}")
+    for path in files:
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise PipelineError(f"{path}: truncated or damaged ({error}); {remake}") from None
+
+
+def options(dtype: str, max_length: int | None, seed: int, execution: Execution) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM` that the stages share.
+
+    Args:
+        dtype: "fp32" or "bf16".
+        max_length: tokens of prompt and answer together; None: as many as the checkpoint's configuration allows.
+    """
+    settings = {
+        "dtype": DTYPES[dtype],
+        "max_model_len": max_length,
+        "max_num_seqs": MAX_SEQUENCES,
+        "seed": seed,
+        "tensor_parallel_size": execution.ranks,
+        "kv_cache_memory_bytes": execution.memory_mb << 20,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if not execution.on_gpu:
+        settings["enforce_eager"] = True  # compiling takes longer than our runs and gains 10 to 18 %
+        # vLLM 0.31: a seeded request whose prompt is split by chunked prefill ends the engine with "CPU Generator does
+        # not use offset". vLLM warns that nobody tests it without; the tests compare every stage with transformers.
+        settings["enable_chunked_prefill"] = False
+    return settings
+
+
+@contextmanager
+def serving(make: Callable[..., T], checkpoint: Path, settings: dict[str, Any]) -> Iterator[T]:
+    """`make(checkpoint, **settings)`, shut down at the end.
+
+    Args:
+        make: `vllm.LLM`, or lm-eval's `VLLM`, which holds one as its `model`.
+
+    Raises:
+        PipelineError: the checkpoint is damaged, or vLLM refuses the settings (a KV cache or a context that is too
+            small, a shape it cannot serve).
+    """
+    check_weights(checkpoint)
+    try:
+        served = make(str(checkpoint), **settings)
+    except ValueError as error:
+        raise PipelineError(f"{checkpoint}: vLLM refuses to serve it: {error}") from None
+    try:
+        yield served
+    finally:
+        llm: Any = getattr(served, "model", served)
+        llm.llm_engine.engine_core.shutdown()
+        gc.freeze()  # or the interpreter walks all objects again as it exits: 3 CPU seconds

@@ -1,0 +1,183 @@
+"""Benchmark: greedy accuracy by lm-evaluation-harness on its vLLM backend.
+
+    python -m pipeline.stages.benchmark --scale mini --point d32-E8-k2-103K-A47K --variant base
+
+The paper's downstream accuracy (Figures 4 to 6): TriviaQA and HellaSwag for memorisation, GSM8K and GSM-Plus for
+reasoning. The project's own tasks are lm-eval tasks too (pipeline/tasks/lm_eval): recall in TriviaQA's form,
+recall_choice in HellaSwag's, sums in GSM8K's. Any other name is one of lm-eval's stock tasks.
+
+Prompts are tokenised by calling the checkpoint's tokenizer, which adds the beginning-of-text token if training did;
+lm-eval's add_bos_token is left alone, since it would override that. A choice is scored on the joint text's tokens
+after as many as the prompt alone has. lm-eval cuts prompts that do not fit from the left: the record counts such
+requests in `truncated`.
+
+Out: results.parquet, a row a metric: task, metric (lm-eval's name with its filter), value, stderr, n; samples.parquet,
+a row an item and filter: task, item, filter, prompt, response, filtered, target (JSON where they are not text: for
+multiple choice [log-likelihood, is greedy] of each choice), and a column for each metric.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import tasks
+from pipeline.artifact import write_atomic
+from pipeline.config import EvalTask
+from pipeline.engines import vllm as engine
+from pipeline.errors import PipelineError
+from pipeline.stage import Context, main
+from pipeline.tasks import TASKS
+from pipeline.tasks.items import Row, items_folder
+
+if TYPE_CHECKING:
+    from lm_eval.models.vllm_causallms import VLLM
+    from lm_eval.tasks import TaskManager
+
+OWN_TASKS = Path(tasks.__file__).with_name("lm_eval")
+
+
+def task_manager(asked: list[EvalTask]) -> "TaskManager":
+    """lm-eval's index of tasks; its own 228 folders take ten CPU seconds and are read only if a task needs them."""
+    from lm_eval.tasks import TaskManager
+
+    stock = any(task.task not in TASKS for task in asked)
+    return TaskManager(include_path=str(OWN_TASKS), include_defaults=stock)
+
+
+def load(manager: "TaskManager", ctx: Context, asked: EvalTask) -> list[Any]:
+    """lm-eval's task objects for one entry of benchmark.tasks (a stock group has several), with their data read.
+
+    Raises:
+        PipelineError: there is no such task, or the data set of a stock task is not on this machine.
+    """
+    if asked.task not in manager.all_tasks:
+        near = ", ".join(difflib.get_close_matches(asked.task, manager.all_tasks, n=3))
+        raise PipelineError(f"benchmark.tasks: lm-eval has no task '{asked.task}'; near it: {near or 'nothing'}")
+    changes: dict[str, Any] = {"task": asked.task, "num_fewshot": asked.shots}
+    if asked.task in TASKS:
+        folder = items_folder(ctx.dag, ctx.inputs, asked.task)
+        files = {split: str(folder / f"{split}.parquet") for split in ("train", "test")}
+        changes["dataset_kwargs"] = {"data_files": files, "cache_dir": str(ctx.state / "datasets")}
+    try:
+        # lm-eval merges changes into tasks that are listed in a group, and only there.
+        return list(manager.load([{"group": "run", "task": [changes]}])["tasks"].values())
+    except (ConnectionError, FileNotFoundError) as error:  # what `datasets` raises offline for data it does not have
+        raise PipelineError(
+            f"benchmark.tasks: the data of '{asked.task}' is not on this machine: {error}; "
+            f"run the command once with HF_HUB_OFFLINE=0 to download it"
+        ) from None
+
+
+def unwrapped(value: Any) -> Any:
+    """Without lists of one element: lm-eval nests every response twice."""
+    if isinstance(value, list | tuple):
+        return unwrapped(value[0]) if len(value) == 1 else [unwrapped(item) for item in value]
+    return value
+
+
+def as_text(value: Any) -> str:
+    """Text as it is, anything else as JSON."""
+    value = unwrapped(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def sample_rows(task: str, samples: list[Row]) -> list[Row]:
+    """lm-eval's logged samples as rows of samples.parquet."""
+    return [
+        {
+            "task": task,
+            "item": sample["doc_id"],
+            "filter": sample["filter"],
+            "prompt": sample["arguments"][0][0],
+            "response": as_text(sample["resps"]),
+            "filtered": as_text(sample["filtered_resps"]),
+            "target": as_text(sample["target"]),
+            **{metric: float(sample[metric]) for metric in sample["metrics"]},
+        }
+        for sample in samples
+    ]
+
+
+def result_rows(results: dict[str, Row]) -> list[Row]:
+    """lm-eval's results as rows. A metric is named with its filter, "exact_match,strict-match", but for "none"."""
+    rows = []
+    for task, entry in results.items():
+        for key, value in entry.items():
+            metric, comma, name = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            stderr = entry.get(f"{metric}_stderr,{name}")
+            rows.append(
+                {
+                    "task": task,
+                    "metric": metric if name == "none" else key,
+                    "value": float(value),
+                    "stderr": None if stderr in (None, "N/A") else float(stderr),
+                    "n": entry["sample_len"],
+                }
+            )
+    return rows
+
+
+def truncated(lm: "VLLM", samples: list[Row]) -> int:
+    """How many requests were too long for the context, so that lm-eval cut their prompts from the left."""
+    requests = {(s["doc_id"], i): args for s in samples for i, args in enumerate(s["arguments"])}
+    count = 0
+    for text, rest in requests.values():
+        if isinstance(rest, str):
+            count += len(lm.tok_encode(text + rest)) > lm.max_length - 1
+        else:
+            count += len(lm.tok_encode(text)) + rest.get("max_gen_toks", lm.max_gen_toks) > lm.max_length
+    return count
+
+
+def evaluate(lm: "VLLM", manager: "TaskManager", task_objects: list[Any], asked: EvalTask, seed: int) -> Row:
+    """Results, samples and the number of truncated requests of one entry of benchmark.tasks."""
+    from lm_eval import simple_evaluate
+
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    output = simple_evaluate(
+        lm, tasks=task_objects, task_manager=manager, limit=asked.limit, log_samples=True, **dict.fromkeys(seeds, seed)
+    )
+    return {
+        "results": result_rows(output["results"]),
+        "samples": [row for task, logged in output["samples"].items() for row in sample_rows(task, logged)],
+        "truncated": sum(truncated(lm, logged) for logged in output["samples"].values()),
+    }
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    config = ctx.scale.benchmark
+    assert config is not None
+    with engine.quick_imports():
+        from lm_eval.models.vllm_causallms import VLLM
+    manager = task_manager(config.tasks)
+    loaded = [load(manager, ctx, asked) for asked in config.tasks]
+    settings = engine.options(config.dtype, config.max_length, config.seed, ctx.execution) | {"batch_size": "auto"}
+    done: list[Row] = []
+    with engine.serving(VLLM, ctx.inputs["checkpoint"], settings) as lm:
+        for i, (asked, task_objects) in enumerate(zip(config.tasks, loaded, strict=True)):
+            path = ctx.state / f"{i}-{asked.task}.json"  # a finished task is not asked again after a kill
+            if not path.exists():
+                write_atomic(path, json.dumps(evaluate(lm, manager, task_objects, asked, config.seed)))
+            done.append(json.loads(path.read_text()))
+            ctx.say("; ".join(f"{row['task']} {row['metric']} {row['value']:.4f}" for row in done[-1]["results"]))
+            if done[-1]["truncated"]:
+                ctx.say(f"{asked.task}: {done[-1]['truncated']} prompts cut to fit max_length {config.max_length}")
+    results = [row for part in done for row in part["results"]]
+    samples = [row for part in done for row in part["samples"]]
+    text = ("filter", "prompt", "response", "filtered", "target")
+    metrics = sorted({key for row in samples for key in row} - {"task", "item", *text})
+    columns = [("task", pa.string()), ("item", pa.int64()), *((name, pa.string()) for name in text)]
+    schema = pa.schema(columns + [(name, pa.float64()) for name in metrics])
+    pq.write_table(pa.Table.from_pylist(samples, schema), ctx.out / "samples.parquet")
+    pq.write_table(pa.Table.from_pylist(results), ctx.out / "results.parquet")
+    return {"results": results, "truncated": sum(part["truncated"] for part in done)}
+
+
+if __name__ == "__main__":
+    main("benchmark", run, __doc__)

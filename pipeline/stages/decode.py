@@ -1,0 +1,167 @@
+"""Decode: self-consistency on vLLM; accuracy as a function of the number of samples a question.
+
+    python -m pipeline.stages.decode --scale mini --point d32-E8-k2-103K-A47K --variant base
+
+The paper's test-time compute (Figures 6 and 11): GSM8K, zero-shot, up to 128 samples, majority vote; temperature 0.6
+and top-p 0.95 are its released script's.
+
+For n = 1, 2, 4 ... samples:
+- majority@n: whether the most frequent parsed answer among n samples is right. Samples without an answer do not vote;
+  among equally frequent answers the one seen first wins. The samples are cut into consecutive disjoint groups of n,
+  and a question's value is the mean over the groups: all samples are used at every n, at lower variance than one group.
+- coverage@n: whether any of n samples is right, by the unbiased estimator 1 - C(s-c, n) / C(s, n) over all s samples, c
+  of them right (pass@k of Chen et al. 2021, arXiv 2107.03374, equation 1).
+Values are means over questions; standard errors are over questions.
+
+A request's seed comes from the stage's seed, the task and the question's number alone, and sample i of a question
+uses seed + i, so that a result depends neither on what shares a batch nor on where a run was resumed.
+
+Out: samples.parquet, a row a sample: task, item, question, gold, sample, text, answer (null if there is none), correct,
+tokens, finish ("stop" or "length"); curve.parquet, a row a point of the curve: task, metric, samples, value, stderr, n.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import Decode
+from pipeline.engines import vllm as engine
+from pipeline.errors import PipelineError
+from pipeline.stage import Context, main
+from pipeline.tasks import TASKS
+from pipeline.tasks.items import Question, Row, in_chunks, mean_row, read_questions
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+CHUNK = 64  # questions between two saves
+SAMPLES = pa.schema(
+    [
+        ("task", pa.string()),
+        ("item", pa.int64()),
+        ("question", pa.string()),
+        ("gold", pa.string()),
+        ("sample", pa.int64()),
+        ("text", pa.string()),
+        ("answer", pa.string()),
+        ("correct", pa.bool_()),
+        ("tokens", pa.int64()),
+        ("finish", pa.string()),
+    ]
+)
+
+
+def request_seed(seed: int, task: str, item: int) -> int:
+    """48 bits that stand for a question: far apart for different questions, since samples count up from them."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {task} {item}".encode()).digest()[:6], "big")
+
+
+def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Row]:
+    """`config.samples` answers to each question; one row a sample.
+
+    Raises:
+        PipelineError: a prompt that leaves no room for `config.max_tokens` in the model's context.
+    """
+    from vllm import SamplingParams
+
+    tokenizer, context = llm.get_tokenizer(), llm.model_config.max_model_len
+    prompts, params = [], []
+    for question in questions:
+        ids = tokenizer(question.prompt)["input_ids"]
+        if len(ids) + config.max_tokens > context:
+            raise PipelineError(
+                f"task '{question.task}', item {question.item}: {len(ids)} tokens of prompt and decode.max_tokens "
+                f"{config.max_tokens} exceed the model's context of {context}; lower max_tokens or give fewer shots"
+            )
+        prompts.append({"prompt_token_ids": ids})
+        params.append(
+            SamplingParams(
+                n=config.samples,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                max_tokens=config.max_tokens,
+                seed=request_seed(config.seed, question.task, question.item),
+            )
+        )
+    llm.reset_prefix_cache()  # a chunk is computed in the same way whether or not others went before it
+    rows = []
+    for question, output in zip(questions, llm.generate(prompts, params, use_tqdm=False), strict=True):
+        for completion in output.outputs:
+            answer = TASKS[question.task].extract(completion.text)
+            rows.append(
+                {
+                    "task": question.task,
+                    "item": question.item,
+                    "question": question.question,
+                    "gold": question.gold,
+                    "sample": completion.index,
+                    "text": completion.text,
+                    "answer": answer,
+                    "correct": answer == question.gold,
+                    "tokens": len(completion.token_ids),
+                    "finish": completion.finish_reason,
+                }
+            )
+    return rows
+
+
+def majority(answers: Sequence[str | None]) -> str | None:
+    """The most frequent answer, the first seen among equals; None only if nothing was parsed."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    return votes.most_common(1)[0][0] if votes else None  # most_common keeps the order of first sight among equals
+
+
+def majority_at(n: int, answers: Sequence[str | None], gold: str) -> float:
+    """Share of consecutive disjoint groups of `n` answers whose majority is `gold`; `n` divides their number."""
+    groups = [answers[i : i + n] for i in range(0, len(answers), n)]
+    return sum(majority(group) == gold for group in groups) / len(groups)
+
+
+def coverage_at(n: int, samples: int, correct: int) -> float:
+    """Probability that `n` of `samples` answers, drawn without replacement, hold one of the `correct` ones."""
+    return 1 - math.comb(samples - correct, n) / math.comb(samples, n)
+
+
+def curve(task: str, rows: list[Row]) -> list[Row]:
+    """majority@n and coverage@n of one task's samples for n = 1, 2, 4 ... and the share without an answer."""
+    questions: dict[int, list[Row]] = {}
+    for row in rows:
+        questions.setdefault(row["item"], []).append(row)
+    samples = len(rows) // len(questions)
+    points: list[Row] = []
+    for n in [1 << i for i in range(samples.bit_length())]:
+        votes = [majority_at(n, [row["answer"] for row in mine], mine[0]["gold"]) for mine in questions.values()]
+        found = [coverage_at(n, samples, sum(row["correct"] for row in mine)) for mine in questions.values()]
+        points.append(mean_row(task, f"majority@{n}", votes) | {"samples": n})
+        points.append(mean_row(task, f"coverage@{n}", found) | {"samples": n})
+    unparsed = [sum(row["answer"] is None for row in mine) / samples for mine in questions.values()]
+    return [*points, mean_row(task, "unparsed", unparsed) | {"samples": samples}]
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    config = ctx.scale.decode
+    assert config is not None
+    asked = [read_questions(ctx.dag, ctx.inputs, task) for task in config.tasks]
+    with engine.quick_imports():
+        from vllm import LLM
+    settings = engine.options(config.dtype, None, config.seed, ctx.execution)
+    points, rows = [], []
+    with engine.serving(LLM, ctx.inputs["checkpoint"], settings) as llm:
+        for questions in asked:
+            samples = in_chunks(ctx.state, questions, CHUNK, lambda chunk: sample(llm, chunk, config))
+            points += curve(questions[0].task, samples)
+            rows += samples
+            ctx.say(f"{points[-2]['task']}: " + ", ".join(f"{p['metric']} {p['value']:.3f}" for p in points[-3:]))
+    pq.write_table(pa.Table.from_pylist(rows, SAMPLES), ctx.out / "samples.parquet")
+    pq.write_table(pa.Table.from_pylist(points), ctx.out / "curve.parquet")
+    results = [{key: point[key] for key in ("task", "metric", "value", "stderr", "n")} for point in points]
+    return {"results": results, "sampled_tokens": sum(row["tokens"] for row in rows)}
+
+
+if __name__ == "__main__":
+    main("decode", run, __doc__)

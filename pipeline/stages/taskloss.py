@@ -1,0 +1,137 @@
+"""Task loss: negative log-likelihood of the gold answer given the prompt, by vLLM's prompt log-probabilities.
+
+    python -m pipeline.stages.taskloss --scale mini --point d32-E8-k2-103K-A47K --variant base
+
+The paper's task loss (Figures 1, 2 and 5) and the bits a token and a byte of its released evaluation, which differs in
+one thing: it tokenises the prompt apart to find where the answer begins.
+
+What is scored is `Task.continuation`: the separating space and the answer as the training text writes it, without the
+end-of-document token; for tasks marked `loss_on_gold` (recall), the final answer alone.
+
+Prompt and continuation are tokenised as one text, as in training. A token counts as the answer's if it ends after the
+boundary between the two, that is, if it holds at least one character of the continuation; one that also holds
+characters of the prompt "straddles", and the record says how many items had such a token. For a byte-level tokenizer
+a character may be several tokens: each of them counts.
+
+Out: items.parquet, a row an item: task, item, nll_nats (the sum over the answer's tokens), tokens, bytes (UTF-8, of
+the continuation), bits_token, bits_byte, straddles.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.engines import vllm as engine
+from pipeline.errors import PipelineError
+from pipeline.stage import Context, main
+from pipeline.tasks import TASKS
+from pipeline.tasks.generate import VALUES, VALUES_PER_FACT
+from pipeline.tasks.items import Question, Row, in_chunks, mean_row, read_questions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from vllm import LLM
+
+CHUNK = 1024  # items between two saves
+FACT_BITS = VALUES_PER_FACT * math.log2(VALUES)
+
+
+def continuation(question: Question) -> str:
+    """The text scored after the prompt."""
+    task = TASKS[question.task]
+    return task.continuation(question.gold if task.loss_on_gold else question.answer)
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str, answer: str) -> tuple[list[int], list[int], bool]:
+    """Tokenise prompt + answer as one text.
+
+    Returns:
+        The token ids; the positions of those that hold a character of the answer; whether one of them also holds
+        characters of the prompt.
+    """
+    encoded = tokenizer(prompt + answer, return_offsets_mapping=True)
+    offsets, boundary = encoded["offset_mapping"], len(prompt)
+    positions = [i for i, (_, end) in enumerate(offsets) if end > boundary]
+    return encoded["input_ids"], positions, any(offsets[i][0] < boundary for i in positions)
+
+
+def score(llm: "LLM", questions: Sequence[Question], max_length: int) -> list[Row]:
+    """One row of items.parquet for each question.
+
+    Raises:
+        PipelineError: an item longer than `max_length` less the one token that vLLM insists on generating.
+    """
+    from vllm import SamplingParams
+
+    tokenizer = llm.get_tokenizer()
+    encoded = [encode(tokenizer, question.prompt, continuation(question)) for question in questions]
+    for question, (ids, _, _) in zip(questions, encoded, strict=True):
+        if len(ids) >= max_length:
+            raise PipelineError(
+                f"task '{question.task}', item {question.item}: {len(ids)} tokens where taskloss.max_length "
+                f"{max_length} leaves room for {max_length - 1}; raise it or give fewer shots"
+            )
+    # Log-probabilities of the prompt's own tokens only. vLLM itself does not take such prompts from its prefix cache.
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids, _, _ in encoded], params, use_tqdm=False)
+    rows = []
+    for question, (ids, positions, straddles), output in zip(questions, encoded, outputs, strict=True):
+        nll = -sum(output.prompt_logprobs[i][ids[i]].logprob for i in positions)
+        size = len(continuation(question).encode())
+        rows.append(
+            {
+                "task": question.task,
+                "item": question.item,
+                "nll_nats": nll,
+                "tokens": len(positions),
+                "bytes": size,
+                "bits_token": nll / math.log(2) / len(positions),
+                "bits_byte": nll / math.log(2) / size,
+                "straddles": straddles,
+            }
+        )
+    return rows
+
+
+def summarise(task: str, rows: list[Row]) -> list[Row]:
+    """Means over items with standard errors.
+
+    nll is in nats a token, nll_item in nats an item. For facts also stored_bits: FACT_BITS less the bits the model
+    still needs, averaged over facts and clipped at 0 (a model may be more wrong than a uniform guess).
+    """
+    results = [
+        mean_row(task, "nll", [row["nll_nats"] / row["tokens"] for row in rows]),
+        mean_row(task, "nll_item", [row["nll_nats"] for row in rows]),
+        mean_row(task, "bits_token", [row["bits_token"] for row in rows]),
+        mean_row(task, "bits_byte", [row["bits_byte"] for row in rows]),
+    ]
+    if TASKS[task].source_kind == "facts":
+        stored = mean_row(task, "stored_bits", [FACT_BITS - row["nll_nats"] / math.log(2) for row in rows])
+        results.append(stored | {"value": max(0.0, stored["value"])})
+    return results
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    config = ctx.scale.taskloss
+    assert config is not None
+    asked = [read_questions(ctx.dag, ctx.inputs, task) for task in config.tasks]
+    with engine.quick_imports():
+        from vllm import LLM
+    settings = engine.options(config.dtype, config.max_length, seed=0, execution=ctx.execution)
+    results, rows = [], []
+    with engine.serving(LLM, ctx.inputs["checkpoint"], settings) as llm:
+        for questions in asked:
+            scored = in_chunks(ctx.state, questions, CHUNK, lambda chunk: score(llm, chunk, config.max_length))
+            means = summarise(questions[0].task, scored)
+            ctx.say(f"{questions[0].task}: {means[0]['value']:.4f} nats a token over {len(scored)} items")
+            results += means
+            rows += scored
+    pq.write_table(pa.Table.from_pylist(rows), ctx.out / "items.parquet")
+    return {"results": results, "straddling_items": sum(row["straddles"] for row in rows)}
+
+
+if __name__ == "__main__":
+    main("taskloss", run, __doc__)

@@ -1,0 +1,147 @@
+"""lm-eval on vLLM: prompts, texts and likelihoods as in plain transformers, and errors that name what is wrong."""
+
+import json
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.config import EvalTask
+from pipeline.engines import vllm as engine
+from pipeline.errors import PipelineError
+from pipeline.stages import benchmark
+from pipeline.tasks import TASKS
+from pipeline.tasks.items import items_folder, read_questions
+
+
+@pytest.fixture(scope="module")
+def record(lab):
+    return lab.run(benchmark)
+
+
+@pytest.fixture(scope="module")
+def stock():
+    """lm-eval's own index, which takes ten CPU seconds."""
+    return benchmark.task_manager([EvalTask(task="gsm8k")])
+
+
+def rows(lab, task, name=None):
+    logged = lab.rows("benchmark", "samples.parquet")
+    return [row for row in logged if row["task"] == task and name in (None, row["filter"])]
+
+
+def questions(lab, task):
+    asked = next(asked for asked in lab.dag.scale.benchmark.tasks if asked.task == task)
+    return read_questions(lab.dag, lab.context("benchmark").inputs, asked)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_lm_eval_asks_what_the_task_defines(lab, record, task):
+    asked = {row["item"]: row["prompt"] for row in rows(lab, task)}
+    assert asked == {question.item: question.prompt for question in questions(lab, task)}
+
+
+@pytest.mark.parametrize(("task", "name"), [("recall", "remove_whitespace"), ("sums", "strict-match")])
+def test_greedy_texts_and_scores_equal_transformers(lab, record, reference, task, name):
+    model, tokenizer = reference
+    config = yaml.safe_load((benchmark.OWN_TASKS / f"{task}.yaml").read_text())["generation_kwargs"]
+    for question, row in zip(questions(lab, task), rows(lab, task, name), strict=True):
+        ids = tokenizer(question.prompt, return_tensors="pt")["input_ids"]
+        out = model.generate(ids, do_sample=False, max_new_tokens=config["max_gen_toks"])[0, ids.shape[1] :]
+        text = " " + tokenizer.decode(out, skip_special_tokens=True)
+        for stop in config["until"]:
+            text = text.partition(stop)[0]
+        assert row["response"].split() == text.split()
+        assert row["exact_match"] == (TASKS[task].extract(text) == question.gold)
+
+
+def test_choices_are_scored_as_transformers_does(lab, record, reference, token_nll):
+    _, tokenizer = reference
+    folder = items_folder(lab.dag, lab.context("benchmark").inputs, "recall_choice")
+    items = pq.read_table(folder / "test.parquet").to_pylist()
+    for question, row in zip(questions(lab, "recall_choice"), rows(lab, "recall_choice"), strict=True):
+        item = items[row["item"]]
+        begin = len(tokenizer(question.prompt)["input_ids"])
+        wanted = [
+            -sum(token_nll(tokenizer(f"{question.prompt} {choice}")["input_ids"])[begin - 1 :])
+            for choice in item["choices"]
+        ]
+        assert [score for score, _ in json.loads(row["response"])] == pytest.approx(wanted, abs=1e-4)
+        assert row["acc"] == (wanted.index(max(wanted)) == item["label"])
+
+
+def test_results_carry_lm_evals_metric_names(lab, record):
+    results = {(row["task"], row["metric"]): row for row in record.metrics["results"]}
+    assert set(results) == {
+        ("recall", "exact_match,remove_whitespace"),
+        ("recall_choice", "acc"),
+        ("recall_choice", "acc_norm"),
+        ("sums", "exact_match,strict-match"),
+        ("sums", "exact_match,flexible-extract"),
+    }
+    scores = [row["exact_match"] for row in rows(lab, "sums", "flexible-extract")]
+    found = results["sums", "exact_match,flexible-extract"]
+    assert (found["value"], found["n"]) == (pytest.approx(sum(scores) / 24), 24)
+    assert 0 < sum(scores) < 24  # the checkpoint is good enough for these tests to tell right from wrong
+    assert found["stderr"] > 0
+    assert record.metrics["truncated"] == 0
+
+
+def test_resumed_run_asks_only_what_is_missing(lab, fresh, monkeypatch, record):
+    whole, asked = benchmark.evaluate, []
+
+    def interrupted(lm, manager, task_objects, task, seed):
+        asked.append(task.task)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return whole(lm, manager, task_objects, task, seed)
+
+    monkeypatch.setattr(benchmark, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fresh.run(benchmark)
+    assert fresh.run(benchmark).outputs == record.outputs
+    assert asked == ["recall", "recall_choice", "recall_choice", "sums"]
+
+
+def test_prompts_that_lm_eval_cuts_are_counted(reference):
+    lm = SimpleNamespace(tok_encode=lambda text: reference[1](text)["input_ids"], max_length=8, max_gen_toks=4)
+    samples = [
+        {"doc_id": 0, "arguments": [("n1 c1 :", {"max_gen_toks": 4})]},  # 4 tokens and 4: fits
+        {"doc_id": 0, "arguments": [("n1 c1 :", {"max_gen_toks": 4})]},  # the same request, another filter
+        {"doc_id": 1, "arguments": [("n1 c1 :", {"max_gen_toks": 5})]},
+        {"doc_id": 2, "arguments": [("n1 c1 :", " v1 v2 v3"), ("n1 c1 :", " v1 v2 v3 v4")]},
+    ]
+    assert benchmark.truncated(lm, samples) == 2
+
+
+def test_an_unknown_task_is_met_with_the_nearest_names(lab, stock):
+    with pytest.raises(PipelineError, match="no task 'gsm9k'; near it: gsm8k"):
+        benchmark.load(stock, lab.context("benchmark"), EvalTask(task="gsm9k"))
+
+
+def test_a_stock_task_without_its_data_is_one_clear_error(lab, stock):
+    with pytest.raises(PipelineError, match=r"the data of 'gsm8k' is not on this machine: .*openai/gsm8k"):
+        benchmark.load(stock, lab.context("benchmark"), EvalTask(task="gsm8k", shots=4))
+
+
+def test_truncated_weights_are_named_before_an_engine_starts(lab, tmp_path):
+    whole = (lab.checkpoint / "model.safetensors").read_bytes()
+    broken = tmp_path / "model.safetensors"
+    broken.write_bytes(whole[: len(whole) // 2])
+    with (
+        pytest.raises(PipelineError, match=f"{broken}: truncated or damaged .* run snakemake again"),
+        engine.serving(pytest.fail, tmp_path, {}),
+    ):
+        pass
+
+
+def test_a_setting_vllm_refuses_is_one_clear_error(lab):
+    from vllm import LLM
+
+    settings = engine.options("fp32", 4096, 0, lab.context("decode").execution)
+    with (
+        pytest.raises(PipelineError, match=f"{lab.checkpoint}: vLLM refuses to serve it: (?s:.*)max_model_len"),
+        engine.serving(LLM, lab.checkpoint, settings),
+    ):
+        pass
