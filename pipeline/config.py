@@ -262,6 +262,7 @@ class GeneratedSums(Strict):
     modulus: Annotated[int, Field(ge=3, le=97)]
     max_terms: Annotated[int, Field(ge=1, le=8)]
     documents: Positive
+    direct_share: Share = Field(0.0, description="share of documents that give the answer without the written steps")
     test_items: Positive = 256
     seed: int = 0
     licence: str = "Apache-2.0"

@@ -40,6 +40,7 @@ BASE, GRPO = "base", "grpo"
 # Packages whose version changes a stage's numbers. Local versions (+cpu) are left out: the same release on another
 # device is the same recipe.
 ENGINES: dict[str, tuple[str, ...]] = {
+    "grpo": ("verl", "vllm"),
     "benchmark": ("vllm", "lm-eval"),
     "decode": ("vllm",),
     "taskloss": ("vllm",),

@@ -67,16 +67,21 @@ def test_no_held_out_question_is_in_a_training_document(smoke):
 
 def test_every_written_chain_of_thought_is_right(smoke):
     dag, data = smoke
-    modulus = dag.datasets["sums-smoke"].modulus
-    for text in documents(data / "sums-smoke" / "corpus"):
+    modulus, direct = dag.datasets["sums-smoke"].modulus, 0
+    texts = documents(data / "sums-smoke" / "corpus")
+    for text in texts:
         question, _, answer = text.removeprefix("question : ").partition(" answer : ")
         words = question.split()
         total = int(words[0])
         for sign, term in zip(words[1::2], words[2::2], strict=True):
             total = {"+": total + int(term), "-": total - int(term), "*": total * int(term)}[sign] % modulus
         assert TASKS["sums"].extract(answer) == str(total)
+        if answer.startswith("####"):
+            direct += 1
+            continue
         steps = answer.partition(" ####")[0].split(" ; ")
         assert len(steps) == (len(words) - 1) // 2 and steps[-1].endswith(f"= {total}")
+    assert direct / len(texts) == pytest.approx(dag.datasets["sums-smoke"].direct_share, abs=0.1)
 
 
 def test_facts_are_24_bits_with_one_right_choice_of_four(smoke):

@@ -50,13 +50,15 @@ def generate_facts(source: GeneratedFacts, out: Path) -> Iterator[str]:
 
 
 def generate_sums(source: GeneratedSums, out: Path) -> Iterator[str]:
-    """Running totals; test items are questions that no training document holds."""
+    """Running totals, some without their steps; test items are questions that no training document holds."""
     test = generate.distinct(generate.sum_items(source, test=True), source.test_items)
     train = generate.distinct(generate.sum_items(source, test=False), GRPO_QUESTIONS)
     write_items(out / "tasks" / "sums" / "test.parquet", test)
     write_items(out / "tasks" / "sums" / "train.parquet", train)
-    documents = itertools.islice(generate.sum_items(source, test=False), source.documents)
-    yield from (generate.document("sums", item) for item in documents)
+    rng = random.Random(source.seed)
+    for item in itertools.islice(generate.sum_items(source, test=False), source.documents):
+        written = generate.without_steps(item) if rng.random() < source.direct_share else item
+        yield generate.document("sums", written)
 
 
 def read_local(source: LocalFiles) -> Iterator[str]:

@@ -8,7 +8,7 @@ running total modulo a prime is a table look-up per written step.
 import hashlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import GeneratedFacts, GeneratedSums
 from pipeline.tasks import TASKS
@@ -60,6 +60,11 @@ def sum_item(source: GeneratedSums, rng: random.Random) -> Item:
         steps.append(f"{total} {sign} {term} = {result}")
         total = result
     return Item(" ".join(question), " ; ".join(steps) + f" #### {total}", str(total))
+
+
+def without_steps(item: Item) -> Item:
+    """The item as someone writes it who gives only the answer: what a model has to learn not to imitate."""
+    return replace(item, answer=f"#### {item.gold}")
 
 
 def sum_items(source: GeneratedSums, test: bool) -> Iterator[Item]:

@@ -1,0 +1,299 @@
+"""verl as a process: the recipe as its settings, its launch and its end, its metrics, its checkpoints.
+
+The training itself is stock `python -m verl.trainer.main_ppo`: GRPO, Ray, FSDP actor and reference, vLLM rollouts.
+What stock verl lacks for Mixtral and for CPUs is in `pipeline.engines.verl_plugin`.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import pipeline
+from pipeline.artifact import write_atomic
+from pipeline.config import Grpo
+from pipeline.engines.device import Execution
+from pipeline.errors import PipelineError
+
+RUN = "GRPO_RUN"  # environment variable that names the run's folder in /tmp; all its processes inherit it
+PLUGIN = "pipeline.engines.verl_plugin"
+TRACKER = "latest_checkpointed_iteration.txt"  # verl resumes from the step written here
+ERROR_LINES = 30
+
+
+def overrides(recipe: Grpo, execution: Execution, checkpoint: Path, work: Path, train_rows: int) -> list[str]:
+    """The recipe in verl's terms, as Hydra overrides of its `ppo_trainer` configuration.
+
+    Args:
+        checkpoint: Hugging Face folder of the model.
+        work: folder with train.parquet and validation.parquet; checkpoints go below it.
+        train_rows: rows of train.parquet, at least `recipe.prompts`.
+    """
+    cpu, dtype = not execution.on_gpu, {"fp32": "float32", "bf16": "bfloat16"}[recipe.dtype]
+    precision = f"{{param_dtype:{recipe.dtype},reduce_dtype:fp32,buffer_dtype:fp32}}"
+    settings = {
+        "algorithm.adv_estimator": "grpo",
+        "algorithm.use_kl_in_reward": False,
+        "data.train_files": work / "train.parquet",
+        "data.val_files": work / "validation.parquet",
+        "data.train_batch_size": recipe.prompts,
+        "data.max_prompt_length": recipe.max_prompt,
+        "data.max_response_length": recipe.max_response,
+        "data.seed": recipe.seed,
+        "data.dataloader_num_workers": 0,
+        "actor_rollout_ref.model.path": checkpoint,
+        "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
+        # Without flash attention, packed sequences cost a mask of (tokens a micro-batch)^2.
+        "actor_rollout_ref.model.use_remove_padding": False,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": execution.on_gpu,
+        "actor_rollout_ref.actor.strategy": "fsdp2",
+        "actor_rollout_ref.actor.optim.lr": recipe.lr,
+        "actor_rollout_ref.actor.optim.weight_decay": recipe.weight_decay,
+        "actor_rollout_ref.actor.optim.clip_grad": recipe.clip_grad,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": recipe.mini_batch,
+        "actor_rollout_ref.actor.use_dynamic_bsz": True,  # micro-batches by tokens: changes memory, not the sum
+        "actor_rollout_ref.actor.clip_ratio": recipe.clip,
+        "actor_rollout_ref.actor.clip_ratio_low": recipe.clip,
+        "actor_rollout_ref.actor.clip_ratio_high": recipe.clip,
+        "actor_rollout_ref.actor.use_kl_loss": True,
+        "actor_rollout_ref.actor.kl_loss_coef": recipe.kl_coef,
+        "actor_rollout_ref.actor.kl_loss_type": "low_var_kl",
+        "actor_rollout_ref.actor.entropy_coeff": 0,
+        "actor_rollout_ref.actor.data_loader_seed": recipe.seed,
+        "actor_rollout_ref.actor.use_torch_compile": execution.on_gpu,
+        "+actor_rollout_ref.actor.fsdp_config.mixed_precision": precision,
+        "actor_rollout_ref.actor.fsdp_config.use_torch_compile": execution.on_gpu,
+        "actor_rollout_ref.actor.checkpoint.save_contents": "[model,optimizer,extra,hf_model]",
+        "actor_rollout_ref.actor.checkpoint.load_contents": "[model,optimizer,extra]",
+        "actor_rollout_ref.ref.fsdp_config.model_dtype": recipe.dtype,
+        "+actor_rollout_ref.ref.fsdp_config.mixed_precision": precision,
+        "actor_rollout_ref.ref.fsdp_config.use_torch_compile": execution.on_gpu,
+        "actor_rollout_ref.rollout.name": "vllm",
+        "actor_rollout_ref.rollout.n": recipe.rollouts,
+        "actor_rollout_ref.rollout.temperature": recipe.temperature,
+        "actor_rollout_ref.rollout.dtype": dtype,
+        "actor_rollout_ref.rollout.seed": recipe.seed,
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": execution.tp,
+        "actor_rollout_ref.rollout.max_model_len": recipe.max_prompt + recipe.max_response,
+        "+actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes": execution.memory_mb << 20,
+        "reward.custom_reward_function.path": "pkg://pipeline.tasks.reward",
+        "trainer.n_gpus_per_node": execution.ranks,
+        "trainer.total_training_steps": recipe.steps,
+        "trainer.total_epochs": recipe.steps * recipe.prompts // train_rows + 1,
+        "trainer.test_freq": recipe.eval_interval,
+        "trainer.save_freq": execution.save_interval,
+        "trainer.max_actor_ckpt_to_keep": 2,
+        "trainer.default_local_dir": work / "checkpoints",
+        "trainer.logger": "[file]",
+        "actor_rollout_ref.model.external_lib": f"{PLUGIN}.registry",
+        "+actor_rollout_ref.rollout.agent.agent_loop_manager_class": f"{PLUGIN}.rollouts.BatchRollouts",
+        "actor_rollout_ref.rollout.enable_chunked_prefill": False,  # vLLM 0.31 on CPU: stops at seeded split prompts
+        "reward.num_workers": 0,  # the rollouts above come with their scores
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        "+ray_kwargs.ray_init.address": "local",
+        "+ray_kwargs.ray_init.include_dashboard": False,
+        "hydra.run.dir": work / "hydra",
+        "hydra.output_subdir": "null",
+    }
+    if cpu:
+        settings |= {
+            "trainer.device": "cpu",
+            "ray_kwargs.ray_init.num_cpus": 8 + 4 * execution.ranks,  # logical: verl's actors hold one each
+            "+ray_kwargs.ray_init.num_gpus": execution.ranks,
+            # verl offloads the reference model to pinned memory, which needs an accelerator.
+            "actor_rollout_ref.ref.fsdp_config.forward_only": False,
+            "+actor_rollout_ref.ref.optim": "{_target_:verl.workers.config.FSDPOptimizerConfig,lr:0}",
+            "actor_rollout_ref.rollout.enforce_eager": True,
+            "actor_rollout_ref.rollout.free_cache_engine": False,
+            "+actor_rollout_ref.rollout.enable_sleep_mode": False,
+            "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes": 64,
+            "+actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend": "uni",
+        }
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def run_folder(work: Path) -> Path:
+    """The folder of a run's sockets: short, because a socket's path may have 107 characters, and its own.
+
+    Derived from `work`, so that the next launch finds what a killed one left.
+    """
+    return Path("/tmp") / f"grpo-{hashlib.sha256(str(work.resolve()).encode()).hexdigest()[:12]}"
+
+
+def environment(folder: Path, work: Path, metrics: Path, execution: Execution) -> dict[str, str]:
+    """The environment of verl's processes; each inherits it from the one that starts it."""
+    env = os.environ | {
+        RUN: str(folder),
+        "PYTHONPATH": os.pathsep.join([str(Path(pipeline.__file__).parents[1]), *sys.path[1:]]),
+        "VERL_USE_EXTERNAL_MODULES": PLUGIN,
+        "VERL_FILE_LOGGER_PATH": str(metrics),
+        "HF_DATASETS_CACHE": str(work / "datasets"),
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_enable_worker_prestart": "0",  # idle workers cost 2 CPU seconds each
+        "RAY_prestart_worker_first_driver": "0",
+    }
+    if not execution.on_gpu:
+        env |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}  # the FSDP engine serves a CPU as it is
+        env.pop("CUDA_VISIBLE_DEVICES", None)  # Ray counts logical GPUs, and compares their number with this
+    return env
+
+
+def end_processes(folder: Path) -> int:
+    """Kill every process of the run `folder`, remove the folder, and return how many processes there were.
+
+    A killed driver takes Ray's daemons along, but not at once, and workers notice only later.
+    """
+    killed = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(RUN) == str(folder) and process.pid != os.getpid():
+                process.kill()
+                killed.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone meanwhile, or another user's
+            continue
+    psutil.wait_procs(killed, timeout=10)
+    shutil.rmtree(folder, ignore_errors=True)
+    return len(killed)
+
+
+def last_error(log: Path) -> str:
+    """The part of verl's log that tells why it ended: from the last traceback on, else the last lines."""
+    lines = re.sub(r"\x1b\[\d*m", "", log.read_text(errors="replace")).splitlines()
+    starts = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+    tail = lines[starts[-1] :] if starts else lines
+    return "\n".join(tail[-ERROR_LINES:])
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when the stage is, so that a killed stage leaves nothing behind."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def train(settings: list[str], work: Path, metrics: Path, execution: Execution) -> None:
+    """Run verl's trainer to its end.
+
+    Args:
+        settings: `overrides`.
+        metrics: file for one line of JSON a step (verl's `file` logger, which empties the file first).
+
+    Raises:
+        PipelineError: verl failed; with the end of its log. Checkpoints so far stay in `work`.
+    """
+    folder, log = run_folder(work), metrics.with_suffix(".log")
+    end_processes(folder)
+    folder.mkdir(mode=0o700)
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *settings, f"+ray_kwargs.ray_init._temp_dir={folder}"]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` is reached
+    try:
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                command,
+                env=environment(folder, work, metrics, execution),
+                cwd=work,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+            status = child.wait()
+    finally:
+        end_processes(folder)
+        signal.signal(signal.SIGTERM, before)
+    if status:
+        raise PipelineError(
+            f"{log}: verl ended with status {status}; the same command continues from its last save. "
+            f"The end of the log:\n{last_error(log)}"
+        )
+
+
+# ------------------------------------------------------------------------------------------ metrics and checkpoints
+
+
+def _logged(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(step, metrics) of each whole line of a log; a killed run may have left a part of a last one."""
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            return
+        yield entry["step"], entry["data"]
+
+
+def read_metrics(work: Path) -> dict[int, dict[str, Any]]:
+    """verl's metrics by step, over all launches so far; what a later launch did again counts."""
+    steps: dict[int, dict[str, Any]] = {}
+    for path in sorted(work.glob("metrics-*.jsonl")):
+        steps |= dict(_logged(path))
+    return dict(sorted(steps.items()))
+
+
+def resume_step(work: Path) -> int:
+    """The last step whose checkpoint and metrics are both whole (0: none); verl will go on from there.
+
+    verl logs a step after it has saved it, so that a logged step's checkpoint is complete; a checkpoint without its log
+    line was written by a run that was killed in between.
+    """
+    checkpoints, logged = work / "checkpoints", read_metrics(work)
+    saved = [int(path.name.removeprefix("global_step_")) for path in checkpoints.glob("global_step_*")]
+    step = max((step for step in saved if step in logged), default=0)
+    for other in saved:
+        if other > step:
+            shutil.rmtree(checkpoints / f"global_step_{other}")
+    if step:
+        write_atomic(checkpoints / TRACKER, str(step))
+    else:
+        (checkpoints / TRACKER).unlink(missing_ok=True)
+    return step
+
+
+def publish_weights(trained: Path, checkpoint: Path, out: Path) -> None:
+    """Write the trained weights as `checkpoint` is laid out: same files, names, shapes and types.
+
+    verl's own `model_merger` casts everything to bfloat16; the actor also saves a whole model in its own precision.
+
+    Args:
+        trained: Hugging Face folder written by verl's actor.
+        checkpoint: Hugging Face folder that training started from.
+
+    Raises:
+        PipelineError: the trained model has other tensors than the checkpoint.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    where: dict[str, Path] = {}
+    for path in trained.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            where |= dict.fromkeys(file.keys(), path)
+    for path in sorted(p for p in checkpoint.iterdir() if p.is_file() and not p.name.endswith("record.json")):
+        if path.suffix != ".safetensors":
+            shutil.copyfile(path, out / path.name)
+            continue
+        tensors = {}
+        with safe_open(path, framework="pt") as old:
+            for name in old.keys():  # noqa: SIM118  (not a mapping)
+                if name not in where:
+                    raise PipelineError(f"{trained}: verl's model has no tensor '{name}', which {path} has")
+                with safe_open(where.pop(name), framework="pt") as new:
+                    before, after = old.get_tensor(name), new.get_tensor(name)
+                if before.shape != after.shape:
+                    raise PipelineError(
+                        f"{trained}: '{name}' is {list(after.shape)} where {path} has {list(before.shape)}"
+                    )
+                tensors[name] = after.to(before.dtype)
+            save_file(tensors, out / path.name, metadata=old.metadata())
+    if where:
+        raise PipelineError(
+            f"{trained}: verl's model has tensors that {checkpoint} has not: {', '.join(sorted(where))}"
+        )

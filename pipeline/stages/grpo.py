@@ -1,0 +1,187 @@
+"""GRPO: post-train a point's converted checkpoint with verl (paper.md section 6).
+
+    python -m pipeline.stages.grpo --scale mini --point d32-E4-k2-66K-A54K
+
+Each step samples `rollouts` answers to `prompts` questions with vLLM, rewards those with the right final answer, and
+makes one policy-gradient update a mini-batch; an answer's advantage is its reward less its group's mean, over the
+group's standard deviation. A KL term holds the policy near the checkpoint it started from.
+
+In:  the checkpoint (Hugging Face Mixtral), and the task's questions in the corpus artifact.
+Out: a checkpoint of the same layout, training.parquet (a row a step), validation.parquet (greedy accuracy on the test
+questions before training, every `eval_interval` steps, and at the end).
+State: verl's checkpoints, every --save-interval steps and at the end, and one log a launch.
+"""
+
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import Grpo
+from pipeline.engines import verl
+from pipeline.errors import PipelineError
+from pipeline.stage import Context, main
+from pipeline.tasks import TASKS
+
+ENDS = 5  # steps averaged at each end of the reward curve
+COLUMNS = {  # of training.parquet: verl's names
+    "reward": "critic/score/mean",
+    "kl": "actor/kl_loss",
+    "entropy": "actor/entropy",
+    "grad_norm": "actor/grad_norm",
+    "response_tokens": "response_length/mean",
+    "probs_diff_mean": "training/rollout_probs_diff_mean",
+    "probs_diff_max": "training/rollout_probs_diff_max",
+    "seconds": "perf/time_per_step",
+}
+
+
+def prompt_rows(
+    items: Path, checkpoint: Path, task: str, max_prompt: int, limit: int | None = None
+) -> tuple[pa.Table, int]:
+    """verl's data rows for the questions of a task, and how many were left out because they are too long.
+
+    Args:
+        items: Parquet file with columns question and gold.
+        max_prompt: tokens, counted as the checkpoint's tokenizer counts.
+        limit: first questions only.
+    """
+    from tokenizers import Tokenizer
+
+    table = pq.read_table(items, columns=["question", "gold"]).slice(0, limit)
+    prompts = [TASKS[task].prompt(question) for question in table["question"].to_pylist()]
+    encoded = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode_batch(prompts)
+    rows = [
+        {
+            "data_source": task,
+            "prompt": [{"role": "user", "content": prompt}],
+            "reward_model": {"style": "rule", "ground_truth": gold},
+            "extra_info": {"index": i},
+        }
+        for i, (prompt, gold, ids) in enumerate(zip(prompts, table["gold"].to_pylist(), encoded, strict=True))
+        if len(ids) <= max_prompt
+    ]
+    if not rows:
+        raise PipelineError(f"{items}: no question fits in grpo.max_prompt = {max_prompt} tokens; raise it")
+    return pa.Table.from_pylist(rows), len(prompts) - len(rows)
+
+
+def check_weights_reach_sampler(steps: dict[int, dict[str, Any]], limit: float) -> float:
+    """The largest step mean of |p_vLLM - p_actor| over the sampled tokens.
+
+    Both engines hold the same weights, so that more than rounding means that vLLM did not take the actor's weights.
+
+    Raises:
+        PipelineError: above `limit`, or not measured.
+    """
+    name = COLUMNS["probs_diff_mean"]
+    means: dict[int, float] = {step: data[name] for step, data in steps.items() if data.get(name) is not None}
+    missing = [step for step in steps if step > 0 and step not in means]
+    if missing or not means:
+        raise PipelineError(f"verl did not report {name} (steps {missing or 'all'}): the weight transfer is unproved")
+    worst = max(means, key=means.__getitem__)
+    if means[worst] > limit:
+        raise PipelineError(
+            f"step {worst}: vLLM's and the actor's probabilities differ by {means[worst]:.4f} on average, above "
+            f"grpo.max_probs_diff = {limit}: the actor's weights did not reach vLLM, or dtype rounds too much"
+        )
+    return means[worst]
+
+
+def _check_lengths(checkpoint: Path, recipe: Grpo) -> None:
+    allowed = json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"]
+    if recipe.max_prompt + recipe.max_response > allowed:
+        raise PipelineError(
+            f"grpo.max_prompt + grpo.max_response = {recipe.max_prompt + recipe.max_response} tokens, but "
+            f"{checkpoint / 'config.json'} allows {allowed} (model.sequence_length); lower them"
+        )
+
+
+def _mean_and_error(rewards: list[float]) -> tuple[float, float | None]:
+    """Mean reward of some steps and its standard error (None for a single step).
+
+    From the spread between steps: samples of one prompt, and prompts of one step, are alike, so that counting every
+    sample as independent halves the error.
+    """
+    error = stdev(rewards) / len(rewards) ** 0.5 if len(rewards) > 1 else None
+    return fmean(rewards), error
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    recipe = ctx.scale.grpo
+    assert recipe is not None
+    checkpoint, source = ctx.inputs["checkpoint"], ctx.dag.task_source(recipe.task)
+    if source is None:
+        raise PipelineError(
+            f"grpo.task: '{recipe.task}' is not a task with a rule reward; there are: {', '.join(TASKS)}"
+        )
+    _check_lengths(checkpoint, recipe)
+    items = ctx.inputs[f"corpus/{source}"] / "tasks" / TASKS[recipe.task].items
+    state, limits = ctx.state.resolve(), {"train": None, "validation": recipe.eval_items}
+    rows, too_long = {}, {}
+    for name, file in (("train", "train.parquet"), ("validation", "test.parquet")):
+        table, too_long[name] = prompt_rows(items / file, checkpoint, recipe.task, recipe.max_prompt, limits[name])
+        pq.write_table(table, state / f"{name}.parquet")
+        rows[name] = table.num_rows
+    if rows["train"] < recipe.prompts:
+        raise PipelineError(
+            f"{items / 'train.parquet'}: {rows['train']} questions, fewer than grpo.prompts = {recipe.prompts}"
+        )
+
+    done = verl.resume_step(state)
+    if done < recipe.steps:
+        launch = len(list(state.glob("metrics-*.log")))
+        ctx.say(f"verl from step {done} to {recipe.steps}; log: {state / f'metrics-{launch:03}.log'}")
+        settings = verl.overrides(recipe, ctx.execution, checkpoint.resolve(), state, rows["train"])
+        # The step that training goes on from has been validated if it was due.
+        settings.append(f"trainer.val_before_train={0 not in verl.read_metrics(state)}")
+        verl.train(settings, state, state / f"metrics-{launch:03}.jsonl", ctx.execution)
+
+    steps = verl.read_metrics(state)
+    training: list[dict[str, Any]] = [
+        {"step": n, **{k: data.get(v) for k, v in COLUMNS.items()}} for n, data in steps.items() if n > 0
+    ]
+    if [row["step"] for row in training] != list(range(1, recipe.steps + 1)):
+        raise PipelineError(f"{state}: verl's logs lack steps; delete the folder to start this point's GRPO anew")
+    worst = check_weights_reach_sampler(steps, recipe.max_probs_diff)
+    accuracy = f"val-core/{recipe.task}/acc/mean@1"
+    validation = [
+        {"step": n, "accuracy": data[accuracy], "n": rows["validation"]}
+        for n, data in steps.items()
+        if accuracy in data
+    ]
+    for name, table_rows in (("training", training), ("validation", validation)):
+        pq.write_table(pa.Table.from_pylist(table_rows), ctx.out / f"{name}.parquet")
+    trained = state / "checkpoints" / f"global_step_{recipe.steps}" / "actor" / "huggingface"
+    verl.publish_weights(trained, checkpoint, ctx.out)
+
+    ends = min(ENDS, recipe.steps)
+    first, first_error = _mean_and_error([row["reward"] for row in training[:ends]])
+    last, last_error = _mean_and_error([row["reward"] for row in training[-ends:]])
+    before, after = validation[0]["accuracy"], validation[-1]["accuracy"]
+    ctx.say(
+        f"reward {first:.3f} -> {last:.3f}; validation accuracy {before:.3f} -> {after:.3f} (n = {rows['validation']})"
+    )
+    return {
+        "steps": recipe.steps,
+        "reward_first": first,
+        "reward_first_stderr": first_error,
+        "reward_last": last,
+        "reward_last_stderr": last_error,
+        "reward_steps_averaged": ends,
+        "validation_before": before,
+        "validation_after": after,
+        "n_validation": rows["validation"],
+        "n_train": rows["train"],
+        "too_long": sum(too_long.values()),
+        "rollout_probs_diff": worst,
+        "seconds_per_step": fmean(row["seconds"] for row in training),
+        "launches": len(list(state.glob("metrics-*.log"))),
+    }
+
+
+if __name__ == "__main__":
+    main("grpo", run, __doc__)
