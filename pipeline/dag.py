@@ -18,6 +18,7 @@ from pipeline.artifact import RECORD, fingerprint
 from pipeline.config import Grid, Source, Sources, Tokenizer, load_grid, load_sources
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
+from pipeline.tasks import TASKS
 
 # Raise a stage's version when the same settings and inputs would give other results than before.
 STAGES: dict[str, int] = {
@@ -136,8 +137,6 @@ class Dag:
 
     def task_source(self, task: str) -> str | None:
         """The generated source that provides a task's items; None for lm-eval's stock tasks."""
-        from pipeline.tasks import TASKS
-
         if task not in TASKS:
             return None
         kind = TASKS[task].source_kind

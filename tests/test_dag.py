@@ -1,11 +1,12 @@
 """Which jobs a scale has, and what moves their fingerprints."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from pipeline.dag import Dag, Job
+from pipeline.dag import STAGES, Dag, Job
 from tests.test_config import CONFIG, grid_file
 
 
@@ -74,7 +75,7 @@ def test_stage_version_is_part_of_identity(monkeypatch):
     dag = Dag.load("smoke", CONFIG / "grid.yaml")
     job = dag.of("pretrain")[0]
     before = dag.fingerprint(job)
-    monkeypatch.setitem(__import__("pipeline.dag", fromlist=["STAGES"]).STAGES, "tokenize", 999)
+    monkeypatch.setitem(STAGES, "tokenize", 999)
     assert Dag.load("smoke", CONFIG / "grid.yaml").fingerprint(job) != before
 
 
@@ -87,3 +88,18 @@ def test_seeds_of_a_point_have_their_own_names_and_fingerprints(tmp_path):
     one, two = dag.of("pretrain")
     assert dag.fingerprint(one) != dag.fingerprint(two)
     assert replace(second, seed=0, pretrain=first.pretrain) == first
+
+
+def test_only_artifacts_made_under_other_settings_are_stale(tmp_path):
+    path = grid_file(tmp_path)
+    dag = Dag.load("smoke", path)
+    for job in dag.of("corpus"):
+        record = tmp_path / "results" / job.record
+        record.parent.mkdir(parents=True)
+        record.write_text(json.dumps({"fingerprint": dag.fingerprint(job)}))
+    assert dag.stale(tmp_path / "results") == set()
+    first, second = dag.of("corpus")
+    (tmp_path / "results" / first.record).write_text(json.dumps({"fingerprint": "0" * 16}))
+    assert dag.stale(tmp_path / "results") == {first}
+    (tmp_path / "results" / second.record).write_text("not a record")
+    assert dag.stale(tmp_path / "results") == {first, second}
