@@ -83,7 +83,8 @@ class InputEntry(BaseModel):
 class Record(BaseModel):
     """What a stage says about what it made. Downstream code reads this, never logs.
 
-    `cpu_s` and `peak_rss_mb` are of the stage's process and its finished children; GRPO's are Ray's, and not among them.
+    `cpu_s` and `peak_rss_mb` are of the stage's process and its finished children. Ray's processes, in which GRPO
+    runs, are not among them.
     """
 
     model_config = ConfigDict(extra="forbid")
