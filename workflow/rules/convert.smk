@@ -8,7 +8,7 @@ rule convert_job:
         f"results/{SCALE}/{{point}}/convert/record.json",
     log:
         f"logs/{SCALE}/{{point}}/convert.log",
-    priority: 20
+    priority: 40
     conda:
         ENVIRONMENT
     threads: 1

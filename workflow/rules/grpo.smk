@@ -8,12 +8,12 @@ rule grpo_job:
         f"results/{SCALE}/{{point}}/grpo/record.json",
     log:
         f"logs/{SCALE}/{{point}}/grpo.log",
-    priority: 10
+    priority: 50
     conda:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=7000,
+        mem_mb=5500,
         runtime=1440,
         gpus=GPUS,
         device="auto",
