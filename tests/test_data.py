@@ -111,12 +111,12 @@ def test_token_files_hold_the_documents_each_ended_and_split(smoke):
     from megatron.core.datasets.indexed_dataset import IndexedDataset
     from tokenizers import Tokenizer
 
-    _, data = smoke
+    dag, data = smoke
     folder = data / "sums-smoke"
     words = Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json"))
     written: dict[str, list[list[int]]] = {"train": [], "validation": []}
     for number, text in enumerate(documents(folder / "corpus")):
-        split = "validation" if tokenize.is_validation(number, 0.01) else "train"
+        split = "validation" if tokenize.is_validation(number, dag.scale.data.validation) else "train"
         written[split].append([*words.encode(text, add_special_tokens=False).ids, words.token_to_id("<|eod|>")])
     assert all(written.values())
     for split, expected in written.items():
@@ -213,5 +213,5 @@ def test_the_papers_sentencepiece_tokenizer_is_used_for_the_corpus(tmp_path):
     data = make(dag, tmp_path / "results")
     pieces = SentencePieceProcessor(model_file=str(model))
     dataset = IndexedDataset(str(data / "mine" / "tokenize" / "train"))
-    first = next(i for i in range(len(lines)) if not tokenize.is_validation(i, 0.01))
+    first = next(i for i in range(len(lines)) if not tokenize.is_validation(i, 0.1))
     assert list(map(int, dataset[0])) == [*pieces.encode(json.loads(lines[first])["text"]), pieces.piece_to_id("</s>")]
