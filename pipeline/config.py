@@ -69,7 +69,7 @@ class Model(Strict):
 
 
 class Pretrain(Strict):
-    """The pre-training recipe (paper.md section 3)."""
+    """The pre-training recipe (docs/PAPER.md, recipe)."""
 
     steps: Positive
     global_batch: Positive = Field(description="sequences a step")
@@ -112,7 +112,7 @@ class Convert(Strict):
 
 
 class Grpo(Strict):
-    """The post-training recipe (paper.md section 6), in verl's terms."""
+    """The post-training recipe (docs/PAPER.md, post-training), in verl's terms."""
 
     task: Name
     steps: Positive
@@ -209,7 +209,7 @@ class Block(Strict):
 
 
 class Scale(Strict):
-    """One experiment: the same DAG at every size (DESIGN section 2)."""
+    """One experiment: the same DAG at every size (docs/DESIGN.md)."""
 
     title: str
     data: Data

@@ -1,6 +1,6 @@
 """A grid point, and everything that follows from it: parameters, FLOPs, tokens per parameter, name.
 
-Formulas are those that reproduce all 130 figures in the names of the paper's 65 released checkpoints (paper.md 1.4).
+Formulas reproduce all 130 figures in the names of the paper's 65 released checkpoints (docs/PAPER.md, grid).
 """
 
 import itertools
@@ -69,7 +69,7 @@ class Point:
 
     @property
     def flops_per_token(self) -> float:
-        """Forward and backward model FLOPs a token, Megatron's count (paper.md 1.6).
+        """Forward and backward model FLOPs a token, Megatron's count (docs/PAPER.md, grid).
 
         12 L d^2 (2 + s/d + 1.5 k ffn/d + V/(2 L d)): with ffn = 2d this is Megatron's 12 L d^2 (2 + s/d + 3k + V/2Ld).
         The attention-score term counts full, not causal, scores.
@@ -85,7 +85,7 @@ class Point:
 
     @property
     def tokens_per_param(self) -> float:
-        """TPP: training tokens / total parameters (paper.md section 8)."""
+        """TPP: training tokens / total parameters (docs/PAPER.md, definitions)."""
         return self.tokens / self.total_params
 
     @property

@@ -8,7 +8,7 @@ from pipeline.grid import Point, short
 MODEL = Model(layers=16)
 RECIPE = Pretrain(steps=29_803, global_batch=1024, micro_batch=1, lr=4e-4, min_lr=4e-5)
 
-# paper.md section 1.4: labels of the 65 released models, and six counts measured on their checkpoints.
+# docs/PAPER.md, grid: labels of the 65 released models, and six counts measured on their checkpoints.
 TOTALS = {
     512: {8: "320M", 16: "520M", 32: "920M", 64: "1.7B", 128: "3.3B", 256: "6.6B"},
     1024: {8: "1.1B", 16: "1.9B", 32: "3.5B", 64: "6.7B", 128: "13.2B", 256: "26.0B"},
@@ -27,7 +27,7 @@ MEASURED = {
     128: 3_341_042_176,
     256: 6_563_316_224,
 }
-# paper.md section 1.6: Megatron's FLOPs a token, in GFLOP
+# docs/PAPER.md, grid: Megatron's FLOPs a token, in GFLOP
 FLOPS = {(512, 2): 1.111, (512, 16): 3.225, (1024, 4): 4.236, (2048, 2): 9.277, (2048, 16): 43.100}
 
 

@@ -282,7 +282,8 @@ def publish_weights(trained: Path, checkpoint: Path, out: Path) -> None:
             continue
         tensors = {}
         with safe_open(path, framework="pt") as old:
-            for name in old.keys():  # noqa: SIM118  (not a mapping)
+            names = old.keys()
+            for name in names:
                 if name not in where:
                     raise PipelineError(f"{trained}: verl's model has no tensor '{name}', which {path} has")
                 with safe_open(where.pop(name), framework="pt") as new:

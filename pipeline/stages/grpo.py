@@ -1,4 +1,4 @@
-"""GRPO: post-train a point's converted checkpoint with verl (paper.md section 6).
+"""GRPO: post-train a point's converted checkpoint with verl (docs/PAPER.md, post-training).
 
     python -m pipeline.stages.grpo --scale mini --point d32-E4-k2-66K-A54K
 

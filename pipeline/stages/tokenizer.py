@@ -4,7 +4,7 @@
 
 `kind: words` trains a closed-vocabulary word-level tokenizer on the scale's corpora; `kind: file` takes a
 tokenizer.json, and a SentencePiece .model beside it where corpora are to be tokenised with that (about six times
-faster for the paper's tokenizer, and exact; engines.md part 4).
+faster for the paper's tokenizer, and exact; docs/VALIDATION.md).
 
 The chat template passes text through (with the beginning-of-text token, if the tokenizer adds one), so that base
 models are prompted by verl exactly as by the evaluations.

@@ -1,7 +1,7 @@
 """The generated text of the small scales: facts to memorise, and running totals to reason about.
 
 Both are closed-vocabulary, so that a model of 10^5 parameters spends them on content and not on spelling. Sizes and
-difficulty follow miniature runs (data.md section 6): facts are stored bit by bit as total parameters allow, and a
+difficulty follow miniature runs: facts are stored bit by bit as total parameters allow, and a
 running total modulo a prime is a table look-up per written step.
 """
 

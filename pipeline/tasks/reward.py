@@ -1,4 +1,4 @@
-"""The rule reward of post-training (paper.md section 6): 1 for the right final answer, else 0.
+"""The rule reward of post-training (docs/PAPER.md, post-training): 1 for the right final answer, else 0.
 
 verl calls `compute_score` for every rollout (its `reward.custom_reward_function`).
 """

@@ -16,7 +16,9 @@ import gc
 import verl.utils.distributed
 from verl.plugin.platform import get_platform
 
-from pipeline.engines.verl_plugin import platform  # noqa: F401
+from pipeline.engines.verl_plugin import platform
+
+__all__ = ["platform"]
 
 gc.set_threshold(100_000, 50, 50)  # scanning the objects of 7,000 modules again and again is a quarter of start-up
 
