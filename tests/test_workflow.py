@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -119,12 +118,10 @@ def test_grpo_weights_reach_the_sampler(smoke, dag):
         assert artifact.read_record(smoke / "results" / job.folder).metrics["rollout_probs_diff"] < 0.02
 
 
-def test_a_second_run_has_nothing_to_do_and_is_quick(smoke):
-    begun = time.monotonic()
+def test_a_second_run_has_nothing_to_do(smoke):
     done = snakemake(smoke)
     assert "Nothing to be done" in done.stdout + done.stderr
     assert planned(smoke) == set()
-    assert time.monotonic() - begun < 60  # both together; the bar of 5 s for one is measured on an idle machine
 
 
 def test_touched_files_and_comments_re_run_nothing(smoke):
