@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -132,8 +133,16 @@ def test_touched_files_and_comments_re_run_nothing(smoke):
     assert planned(smoke) == set()
 
 
-def test_one_points_learning_rate_plans_that_points_cone_only(smoke, dag):
-    grid = smoke / "config" / "grid.yaml"
+@pytest.mark.parametrize("notes", ["Snakemake's notes", "no notes"])
+def test_one_points_learning_rate_plans_that_points_cone_only(smoke, dag, notes):
+    """Also where Snakemake has no notes of how the artifacts were made: copied results, stages run by hand."""
+    metadata, grid = smoke / ".snakemake" / "metadata", smoke / "config" / "grid.yaml"
+    aside = metadata.with_name("metadata-aside")
+    if notes == "no notes":
+        metadata.rename(aside)
+        now = time.time()
+        for path in [*(smoke / "results").rglob("record.json"), smoke / "results" / "smoke" / "report.html"]:
+            os.utime(path, (now, now))
     before = grid.read_text()
     line = "      - {hidden: 32, experts: 8, topk: 2}\n"
     head, smoke_scale = before.split("\n  smoke:\n")
@@ -147,6 +156,10 @@ def test_one_points_learning_rate_plans_that_points_cone_only(smoke, dag):
         assert planned(smoke) == expected | {"results/smoke/report.html"}
     finally:
         grid.write_text(before)
+        if aside.exists():
+            if metadata.exists():
+                metadata.rmdir()
+            aside.rename(metadata)
     assert planned(smoke) == set()
 
 

@@ -31,7 +31,7 @@ SCALE = EXPERIMENT.name
 # Their records tell. To have such a job run, it is given an input that is newer than its record: a file made now, gone
 # when Snakemake ends.
 STALE = EXPERIMENT.stale(Path("results"))
-NOW = tempfile.NamedTemporaryFile(prefix="stale-")
+NOW = tempfile.NamedTemporaryFile(prefix=".stale-", dir="results") if STALE else None
 
 # A job of an engine takes one GPU where there is one; the profile says how many this machine has.
 ON_GPU = shutil.which("nvidia-smi") is not None
@@ -65,7 +65,7 @@ def inputs_of(stage):
 
     def upstream(wildcards):
         one = artifact(stage, wildcards)
-        now = [NOW.name] if one in STALE else []
+        now = [str(Path("results", Path(NOW.name).name))] if one in STALE else []
         return records(EXPERIMENT.inputs(one).values()) + now
 
     return upstream
