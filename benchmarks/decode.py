@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Decode, GeneratedSums
+from pipeline.config import DTYPES, Decode, GeneratedSums
 from pipeline.engines import vllm as engine
 from pipeline.engines.device import Execution, prepare_environment
 from pipeline.tasks import TASKS
@@ -93,7 +93,7 @@ def main() -> None:
             measure("decode stage", lambda: sum(row["tokens"] for row in decode.sample(llm, questions, config)))
 
         device = "cuda" if execution.on_gpu else "cpu"
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, engine.DTYPES[dtype])).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, DTYPES[dtype])).to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         prompts = tokenizer([question.prompt for question in questions], return_tensors="pt").to(device)
 

@@ -4,11 +4,16 @@ Nothing here changes a number: it is set by Snakemake profiles as resources and 
 """
 
 import argparse
+import ctypes
 import os
 import shutil
+import signal
+import sys
 import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ class Execution:
     def describe(self) -> dict[str, Any]:
         """For the record."""
         return asdict(self) | {"device": "cuda" if self.on_gpu else "cpu"}
+
+
+def die_with_parent(with_signal: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent dies (Linux), so that nothing outlives its stage."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, with_signal)
 
 
 def prepare_environment(execution: Execution, offline: bool = True) -> None:

@@ -1,19 +1,11 @@
 """Several ranks of one stage on this machine, through PyTorch's torchrun."""
 
-import ctypes
 import signal
 import subprocess
 import sys
 
+from pipeline.engines.device import die_with_parent
 from pipeline.errors import PipelineError
-
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(with_signal: signal.Signals) -> None:
-    """Have the kernel send this process a signal when its parent dies (Linux), so that no rank outlives its stage."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, with_signal)
 
 
 def torchrun(module: str, argument: str, ranks: int) -> None:

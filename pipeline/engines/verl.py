@@ -4,7 +4,6 @@ The training itself is stock `python -m verl.trainer.main_ppo`: GRPO, Ray, FSDP 
 What stock verl lacks for Mixtral and for CPUs is in `pipeline.engines.verl_plugin`.
 """
 
-import ctypes
 import hashlib
 import json
 import os
@@ -21,8 +20,8 @@ import psutil
 
 import pipeline
 from pipeline.artifact import write_atomic
-from pipeline.config import Grpo
-from pipeline.engines.device import Execution
+from pipeline.config import DTYPES, Grpo
+from pipeline.engines.device import Execution, die_with_parent
 from pipeline.errors import PipelineError
 
 RUN = "GRPO_RUN"  # environment variable that names the run's folder in /tmp; all its processes inherit it
@@ -39,7 +38,7 @@ def overrides(recipe: Grpo, execution: Execution, checkpoint: Path, work: Path, 
         work: folder with train.parquet and validation.parquet; checkpoints go below it.
         train_rows: rows of train.parquet, at least `recipe.prompts`.
     """
-    cpu, dtype = not execution.on_gpu, {"fp32": "float32", "bf16": "bfloat16"}[recipe.dtype]
+    cpu, dtype = not execution.on_gpu, DTYPES[recipe.dtype]
     precision = f"{{param_dtype:{recipe.dtype},reduce_dtype:fp32,buffer_dtype:fp32}}"
     settings = {
         "algorithm.adv_estimator": "grpo",
@@ -174,11 +173,6 @@ def last_error(log: Path) -> str:
     return "\n".join(tail[-ERROR_LINES:])
 
 
-def _die_with_parent() -> None:
-    """In the child: be killed when the stage is, so that a killed stage leaves nothing behind."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def train(settings: list[str], work: Path, metrics: Path, execution: Execution) -> None:
     """Run verl's trainer to its end.
 
@@ -204,7 +198,7 @@ def train(settings: list[str], work: Path, metrics: Path, execution: Execution) 
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
             status = child.wait()
     finally:

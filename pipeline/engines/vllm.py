@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.config import DTYPES, DType
 from pipeline.engines.device import Execution
 from pipeline.errors import PipelineError
 
 T = TypeVar("T")
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 MAX_SEQUENCES = 512  # in one step: for small models the engine's work a step, not the model's, is what costs
 
 
@@ -50,7 +50,7 @@ def check_weights(checkpoint: Path) -> None:
             raise PipelineError(f"{path}: truncated or damaged ({error}); {remake}") from None
 
 
-def options(dtype: str, max_length: int | None, seed: int, execution: Execution) -> dict[str, Any]:
+def options(dtype: DType, max_length: int | None, seed: int, execution: Execution) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM` that the stages share.
 
     Args:

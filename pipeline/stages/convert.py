@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import RECORD, RECORD_COPY
+from pipeline.config import DTYPES
 from pipeline.engines.device import Execution
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
@@ -90,7 +91,7 @@ def save_mixtral(point: Point, megatron: dict[str, Any], tokenizer: Any, eod: in
     from transformers import GenerationConfig, MixtralConfig, MixtralForCausalLM
 
     m, recipe = point.model, point.pretrain
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.dtype]
+    dtype = getattr(torch, DTYPES[recipe.dtype])
     config = MixtralConfig(
         vocab_size=m.vocab_size,
         hidden_size=point.hidden,

@@ -30,8 +30,9 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from pipeline.artifact import fsync_tree, write_atomic
-from pipeline.engines.device import Execution
-from pipeline.engines.torchrun import die_with_parent, torchrun
+from pipeline.config import DTYPES
+from pipeline.engines.device import Execution, die_with_parent
+from pipeline.engines.torchrun import torchrun
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
 from pipeline.stage import Context, main
@@ -91,7 +92,7 @@ def train(plan: Plan) -> None:
     point, recipe, execution = plan.point, plan.point.pretrain, plan.execution
     with terminations() as asked_to_stop, megatron.session(execution) as device:
         first = dist.get_rank() == 0
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.dtype]
+        dtype = getattr(torch, DTYPES[recipe.dtype])
         model = megatron.build_model(point, execution, device, dtype)
         if (total := megatron.count_parameters(model)) != point.total_params:
             raise RuntimeError(f"{point.name}: the model has {total} parameters, the grid says {point.total_params}")
