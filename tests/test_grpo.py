@@ -97,6 +97,7 @@ def test_settings_are_valid_for_verl_and_carry_the_recipe(device: str, tmp_path:
         0.3,
         4,
     )
+    assert not config.actor_rollout_ref.model.trust_remote_code and not config.data.trust_remote_code
     assert (rollout.n, config.data.train_batch_size, config.trainer.total_training_steps) == (3, 8, 4)
     assert rollout.dtype == "float32" and actor.fsdp_config.mixed_precision.param_dtype == "fp32"
     assert config.trainer.total_epochs * (10 // 8) >= 4, "the data must last for all steps"
