@@ -117,6 +117,11 @@ def _refusal(reason: str) -> PipelineError:
     )
 
 
+def workers_here() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 class _Jail:
     """One jail process: runs one program at a time."""
 
@@ -186,7 +191,7 @@ def run_many(
                     return
                 outcomes[i] = jail.run(asked[i], limits)
 
-    count = min(workers or len(os.sched_getaffinity(0)), len(asked))
+    count = min(workers or workers_here(), len(asked))
     with ThreadPoolExecutor(max(count, 1)) as pool:
         for future in [pool.submit(work) for _ in range(count)]:
             future.result()
