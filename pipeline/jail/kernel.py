@@ -52,6 +52,12 @@ REFUSED = {
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
 }
+SOCKET = (41, 198)
+FAMILIES = (
+    1,
+    2,
+    10,
+)  # Unix, IPv4 and IPv6 sockets end at the network namespace; others, like those to a VM's host, need not
 CLONE = (56, 220)
 CLONE3 = 435  # its flags are out of a filter's sight; without it, glibc uses clone
 
@@ -119,7 +125,7 @@ def drop_capabilities() -> None:
 
 
 def refuse_system_calls() -> bool:
-    """Have the kernel answer the calls in `REFUSED`, and clones into a new user namespace, with EPERM.
+    """Have the kernel answer the calls in `REFUSED`, new user namespaces and odd sockets with EPERM.
 
     Returns:
         Whether the filter is on: numbers are known for x86_64 and aarch64 only.
@@ -143,6 +149,11 @@ def refuse_system_calls() -> bool:
     for numbers in REFUSED.values():
         rules += [(equal, 0, 1, numbers[column]), (give, 0, 0, eperm)]
     rules += [
+        (equal, 0, 5, SOCKET[column]),
+        (load, 0, 0, 16),  # the first argument
+        *((equal, hit, 0, family) for hit, family in zip((3, 2, 1), FAMILIES, strict=True)),
+        (give, 0, 0, eperm),
+        (load, 0, 0, 0),
         (equal, 0, 3, CLONE[column]),
         (load, 0, 0, 16),
         (any_bit, 0, 1, NEWUSER),

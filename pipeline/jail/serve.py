@@ -90,9 +90,8 @@ def set_limits(request: Json, others: int) -> None:
 def program(setup: Json, request: Json, fds: tuple[int, int], done: int, as_root: bool) -> None:
     """Become the program: never returns. `done` gets the token if it runs to its end."""
     os.setsid()
-    null = os.open("/dev/null", os.O_RDONLY)
     token_fd = os.dup2(done, OPEN_FILES - 1)
-    for fd, at in zip((null, *fds), range(3), strict=True):
+    for fd, at in zip(fds, (1, 2), strict=True):  # 0 is /dev/null already
         os.dup2(fd, at)
     os.closerange(3, token_fd)
     os.closerange(token_fd + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -140,6 +139,8 @@ def init(setup: Json, request: Json, fds: tuple[int, int], report: int, as_root:
     end: Json = {}
     try:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # out of memory, the kernel ends this before the caller
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 is sent no signal that it has no handler for
         view(setup["mounts"], request["tmp_mb"], setup["whole_trees"])
@@ -162,12 +163,9 @@ def init(setup: Json, request: Json, fds: tuple[int, int], report: int, as_root:
             complete = os.read(told, TOKEN) == request["token"]
         except BlockingIOError:  # a child of the program still holds the other end
             complete = False
-        cpu = usage.ru_utime + usage.ru_stime
-        end = {"exit": os.waitstatus_to_exitcode(status), "complete": complete, "cpu": cpu}
+        end = {"exit": os.waitstatus_to_exitcode(status), "complete": complete, "cpu": usage.ru_utime + usage.ru_stime}
     except OSError as error:
-        end = {"refused": f"{error.filename or 'sandbox'}: {error.strerror}"}
-    except BaseException as error:
-        end = {"refused": repr(error)}
+        end = {"refused": f"{error.filename or 'process 1'}: {error.strerror}"}
     finally:
         os.write(report, json.dumps(end).encode())
         os._exit(0)
@@ -230,8 +228,7 @@ def watch(pid: int, outputs: tuple[int, int], told: int, request: Json) -> Json:
         if end.get("exit") == -signal.SIGXCPU or end.get("cpu", 0) > request["timeout_s"] + 0.5:
             status = "timeout"
     out, err = (texts[fd][: request["output_kb"] << 10].decode(errors="replace") for fd in outputs)
-    exit_code, cpu = end.get("exit"), end.get("cpu", 0.0)
-    return {"status": status, "stdout": out, "stderr": err, "exit": exit_code, "cpu_s": cpu}
+    return {"status": status, "stdout": out, "stderr": err, "exit": end.get("exit"), "cpu_s": end.get("cpu", 0.0)}
 
 
 def supervise(setup: Json, request: Json, ready: int, go: int) -> Json:
@@ -243,7 +240,6 @@ def supervise(setup: Json, request: Json, ready: int, go: int) -> Json:
     except OSError as error:
         return {"refused": f"{error.filename or 'fork'}: {error.strerror}"}
     if pid == 0:
-        os.closerange(0, 3)
         for fd in (out, err, told, ready, go):
             os.close(fd)
         init(setup, request, (out_w, err_w), report, as_root)
@@ -292,6 +288,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's business
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
     setup = json.loads(requests.readline())
     setup["whole_trees"] = kernel.has_mount_setattr()
     if os.getppid() != setup["parent"]:
