@@ -19,4 +19,6 @@ def compute_score(
         ground_truth: the item's gold answer.
         extra_info: what else verl passes; not used.
     """
-    return float(TASKS[data_source].extract(solution_str) == ground_truth)
+    task = TASKS[data_source]
+    answer = task.extract(solution_str)
+    return float(answer is not None and task.correct(answer, ground_truth))
