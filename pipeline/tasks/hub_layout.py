@@ -16,10 +16,10 @@ Those that are there are written as OUT/<repo>/..., with a README.md that names 
 and says what differs from the hub's. Give the folder as `path` of the data set in config/sources.yaml.
 
 Some are not the hub's data. TriviaQA is a subset of 3,000 questions with short answers, of a split not stated.
-HellaSwag is text that was cleaned before, cut into its columns again. Of both, the last items serve as the `train` split
-that lm-eval draws worked examples from, and are not tested. HumanEval+ computes the right results when it tests, by its
-reference solutions, which takes 2 to 5 CPU seconds for seven of the 164, more than lm-eval allows a program (3 seconds);
-the hub's tests have the results written out. MBPP+ has its base tests only, as lm-eval's task does.
+HellaSwag is text that was cleaned before, cut into its columns again. Of both, the last items serve as the `train`
+split that lm-eval draws worked examples from, and are not tested. HumanEval+ computes the right results when it tests,
+by its reference solutions, which takes 2 to 5 CPU seconds for seven of the 164 (lm-eval stops a program after 3); the
+hub's tests have the results written out. MBPP+ has its base tests only, as lm-eval's task does.
 """
 
 import argparse
@@ -59,10 +59,12 @@ def read(path: Path) -> list[Row]:
 
 def write(out: Path, repo: str, config: str, folder: str, splits: Splits, note: str) -> None:
     """A data set as `datasets` reads it: `<repo>/<folder>/<split>-00000-of-00001.parquet` and a README.md."""
+    # One schema for all splits: in one alone a list may always be empty, and its type unknown.
+    schema = pa.Table.from_pylist([row for rows in splits.values() for row in rows]).schema
     for split, rows in splits.items():
         path = out / repo / folder / f"{split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        pq.write_table(pa.Table.from_pylist(rows, schema), path)
     files = "".join(f"  - split: {split}\n    path: {folder}/{split}-*\n" for split in splits)
     sizes = ", ".join(f"{split} {len(rows)}" for split, rows in splits.items())
     head = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n"
