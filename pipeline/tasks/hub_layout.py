@@ -18,7 +18,7 @@ and says what differs from the hub's. Give the folder as `path` of the data set 
 Some are not the hub's data. TriviaQA is a subset of 3,000 questions with short answers, of a split not stated.
 HellaSwag is text that was cleaned before, cut into its columns again. Of both, the last items serve as the `train`
 split that lm-eval draws worked examples from, and are not tested. HumanEval+ computes the right results when it tests,
-by its reference solutions, which takes up to 5 CPU seconds (the hub's code_eval stops a program after 3, the sandbox
+by its reference solutions, which takes up to 7 CPU seconds (the hub's code_eval stops a program after 3, the sandbox
 later); the hub's tests have the results written out. MBPP+ has its base tests only, as lm-eval's task does.
 """
 
