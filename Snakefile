@@ -24,6 +24,7 @@ rule all:
 
 include: "workflow/rules/targets.smk"
 include: "workflow/rules/corpus.smk"
+include: "workflow/rules/benchdata.smk"
 include: "workflow/rules/tokenizer.smk"
 include: "workflow/rules/tokenize.smk"
 include: "workflow/rules/pretrain.smk"

@@ -12,7 +12,7 @@ import difflib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -160,10 +160,24 @@ class EvalTask(Strict):
     limit: Positive | None = Field(None, description="first N test items only")
 
 
-class Evaluation(Strict):
+class LossTask(EvalTask):
+    """One task of the task-loss stage.
+
+    `authors` is the authors' own way: no space between `Answer:` and the answer, and the answer's tokens are those of
+    the joint text beyond as many as the prompt has by itself. `spaced` writes the answer as the worked examples do.
+    """
+
+    seed: int = Field(42, description="of the draw of worked examples, for the published tasks")
+    variant: Literal["spaced", "authors"] = "spaced"
+
+
+AnyTask = TypeVar("AnyTask", bound=EvalTask)
+
+
+class Evaluation(Strict, Generic[AnyTask]):
     """What the evaluation stages share."""
 
-    tasks: list[EvalTask] = Field(min_length=1)
+    tasks: list[AnyTask] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _each_task_once(self) -> "Evaluation":
@@ -173,7 +187,7 @@ class Evaluation(Strict):
         return self
 
 
-class Benchmark(Evaluation):
+class Benchmark(Evaluation[EvalTask]):
     """lm-evaluation-harness on vLLM: greedy accuracy."""
 
     dtype: DType = "bf16"
@@ -181,7 +195,7 @@ class Benchmark(Evaluation):
     seed: int = 42
 
 
-class Decode(Evaluation):
+class Decode(Evaluation[EvalTask]):
     """Self-consistency (majority vote over samples) on vLLM."""
 
     samples: Positive = Field(128, description="a power of two; the curve has a point at 1, 2, 4 ... samples")
@@ -198,7 +212,7 @@ class Decode(Evaluation):
         return self
 
 
-class TaskLoss(Evaluation):
+class TaskLoss(Evaluation[LossTask]):
     """Negative log-likelihood of the gold answer given the prompt."""
 
     dtype: DType = "bf16"
@@ -328,11 +342,23 @@ class FileTokenizer(Strict):
 Tokenizer = Annotated[WordTokenizer | FileTokenizer, Field(discriminator="kind")]
 
 
+class BenchmarkData(Strict):
+    """A published evaluation data set, laid out as on the Hugging Face hub."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="the data set's name on the hub; lm-eval asks for it")
+    revision: str | None = Field(description="commit hash; null: not known, the hub's newest is taken and recorded")
+    path: str | None = Field(None, description="a folder of this machine in the repo's layout, instead of the hub")
+    files: list[str] = Field(min_length=1, description="what is needed of it: paths or globs relative to the repo")
+    sha256: dict[str, str] = Field(default_factory=dict, description="path -> digest, checked if given")
+    licence: str = Field(description="SPDX name, or a sentence")
+
+
 class Sources(Strict):
-    """`config/sources.yaml`: the registry of data sets and tokenizers."""
+    """`config/sources.yaml`: the registry of data sets, tokenizers and evaluation data."""
 
     datasets: dict[Name, Source]
     tokenizers: dict[Name, Tokenizer]
+    benchmarks: dict[Name, BenchmarkData] = Field(default_factory=dict, description="evaluation data by task")
 
 
 # ---------------------------------------------------------------------------------------------------- reading

@@ -5,6 +5,7 @@ here needs an engine, so that planning a grid takes milliseconds.
 
     corpus -> tokenize -> pretrain -> convert -> grpo
         \\-> tokenizer -/            \\_____________\\-> benchmark, decode, taskloss -> table -> figures -> report
+    benchdata (of the published tasks that a scale names) -> grpo, benchmark, decode, taskloss
 """
 
 from dataclasses import dataclass
@@ -14,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import RECORD, Record, fingerprint
-from pipeline.config import Grid, Source, Sources, Tokenizer, load_grid, load_sources
+from pipeline.config import BenchmarkData, Grid, Source, Sources, Tokenizer, load_grid, load_sources
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
-from pipeline.tasks import TASKS
+from pipeline.tasks import TASKS, GeneratedTask, HubTask
 
 # Raise a stage's version when the same settings and inputs would give other results than before.
 STAGES: dict[str, int] = {
     "corpus": 1,
+    "benchdata": 1,
     "tokenizer": 1,
     "tokenize": 1,
     "pretrain": 2,
@@ -29,7 +31,7 @@ STAGES: dict[str, int] = {
     "grpo": 2,
     "benchmark": 1,
     "decode": 1,
-    "taskloss": 1,
+    "taskloss": 2,
     "table": 2,
     "figures": 1,
     "report": 2,
@@ -106,6 +108,7 @@ class Dag:
         if tokenizer not in sources.tokenizers:
             raise PipelineError(f"{where}: scales.{scale}.data.tokenizer: '{tokenizer}' is not in config/sources.yaml")
         self.tokenizer: Tokenizer = sources.tokenizers[tokenizer]
+        self.benchmarks = self._benchmarks(sources, where)
 
     @classmethod
     def load(cls, scale: str | None = None, config: Path | str = "config/grid.yaml") -> "Dag":
@@ -114,7 +117,33 @@ class Dag:
         sources = load_sources(Path(config).with_name("sources.yaml"))
         return cls(grid, sources, scale or grid.scale, str(config))
 
+    def _benchmarks(self, sources: Sources, where: str) -> dict[str, BenchmarkData]:
+        """The published data sets that the scale's tasks ask about, by their names in config/sources.yaml."""
+        found = {}
+        for key, tasks in self.asked.items():
+            for name in tasks:
+                task = TASKS.get(name)
+                if key in ("grpo.task", "decode.tasks") and task is not None and not task.answerable:
+                    raise PipelineError(
+                        f"{where}: scales.{self.name}.{key}: '{name}' has no final answer to read off a text; those "
+                        f"that have are: {', '.join(one for one in TASKS if TASKS[one].answerable)}"
+                    )
+                if isinstance(task, HubTask):
+                    if task.data not in sources.benchmarks:
+                        raise PipelineError(
+                            f"{where}: scales.{self.name}.{key}: the data of '{name}' is not under `benchmarks` in "
+                            f"config/sources.yaml"
+                        )
+                    found[task.data] = sources.benchmarks[task.data]
+        return found
+
     # ------------------------------------------------------------------------------------------------ jobs
+
+    @property
+    def asked(self) -> dict[str, list[str]]:
+        """The tasks of each stage that has any, by the key that names them."""
+        stages = [(f"{s}.tasks", [item.task for item in getattr(self.scale, s).tasks]) for s in self.evaluations]
+        return dict(stages) | ({"grpo.task": [self.scale.grpo.task]} if self.scale.grpo else {})
 
     def variants(self, point: str) -> list[str]:
         """The checkpoints of a point that are evaluated: the base model, and the post-trained one if there is one."""
@@ -129,6 +158,7 @@ class Dag:
     def jobs(self) -> list[Job]:
         """Every job, upstream first."""
         jobs = [Job("corpus", self.name, source=s) for s in self.datasets]
+        jobs += [Job("benchdata", self.name, source=s) for s in self.benchmarks]
         jobs.append(Job("tokenizer", self.name))
         jobs += [Job("tokenize", self.name, source=s) for s in self.datasets]
         jobs += [Job(stage, self.name, point=p) for stage in ("pretrain", "convert") for p in self.points]
@@ -141,19 +171,29 @@ class Dag:
         """The jobs of one stage."""
         return [job for job in self.jobs if job.stage == stage]
 
-    def task_source(self, task: str) -> str | None:
-        """The generated source that provides a task's items; None for lm-eval's stock tasks."""
-        if task not in TASKS:
-            return None
-        kind = TASKS[task].source_kind
-        names = [name for name, source in self.datasets.items() if source.kind == kind]
-        if not names:
-            raise PipelineError(f"task '{task}' asks about a '{kind}' source, which scale '{self.name}' does not have")
-        return names[0]
+    def task_input(self, task: str) -> dict[str, Job]:
+        """The artifact that holds a task's items, by role; none for those of lm-eval's tasks that are not ours too.
+
+        Raises:
+            PipelineError: the scale does not train on the generated source that the task asks about.
+        """
+        match TASKS.get(task):
+            case HubTask(data=data):
+                return {f"benchdata/{data}": Job("benchdata", self.name, source=data)}
+            case GeneratedTask(source_kind=kind):
+                for name, source in self.datasets.items():
+                    if source.kind == kind:
+                        return {f"corpus/{name}": Job("corpus", self.name, source=name)}
+                raise PipelineError(
+                    f"task '{task}' asks about a '{kind}' source, which scale '{self.name}' does not have"
+                )
+        return {}
 
     def _task_inputs(self, tasks: list[str]) -> dict[str, Job]:
-        found = {self.task_source(task) for task in tasks} - {None}
-        return {f"corpus/{s}": Job("corpus", self.name, source=s) for s in sorted(filter(None, found))}
+        found: dict[str, Job] = {}
+        for task in tasks:
+            found |= self.task_input(task)
+        return dict(sorted(found.items()))
 
     def inputs(self, job: Job) -> dict[str, Job]:
         """The artifacts a job reads, by role."""
@@ -161,7 +201,7 @@ class Dag:
         tokenizer = {"tokenizer": Job("tokenizer", self.name)}
         tokens = {f"tokenize/{s}": Job("tokenize", self.name, source=s) for s in self.datasets}
         match job.stage:
-            case "corpus":
+            case "corpus" | "benchdata":
                 return {}
             case "tokenizer":
                 return corpora if self.tokenizer.kind == "words" else {}
@@ -198,6 +238,9 @@ class Dag:
             case "corpus":
                 assert job.source is not None
                 return {"source": self.datasets[job.source].model_dump()}
+            case "benchdata":
+                assert job.source is not None
+                return {"data": self.benchmarks[job.source].model_dump()}
             case "tokenizer":
                 return {"tokenizer": self.tokenizer.model_dump(), "vocab_size": scale.model.vocab_size}
             case "tokenize":

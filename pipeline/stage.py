@@ -221,7 +221,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
     parser.add_argument("--results", default="results", type=Path, help="results folder (default: %(default)s)")
     parser.add_argument("--scale", help="a scale of the grid file (default: the file's own)")
     kinds = {
-        "source": ("corpus", "tokenize"),
+        "source": ("corpus", "benchdata", "tokenize"),
         "point": ("pretrain", "convert", "grpo", "benchmark", "decode", "taskloss"),
     }
     kinds["variant"] = kinds["point"][3:]
@@ -240,7 +240,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
             raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
         state_root = args.results / STATE / job.folder
         execution = Execution.from_arguments(args)
-        prepare_environment(execution, offline=stage != "corpus")
+        prepare_environment(execution, offline=stage not in ("corpus", "benchdata"))
         record = execute(dag, job, run, args.results, execution)
     except (SystemExit, KeyboardInterrupt):
         raise

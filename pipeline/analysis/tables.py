@@ -27,14 +27,6 @@ CURVE_FILES = {"pretrain": ("metrics", "validation"), "grpo": ("training", "vali
 CURVE_POINTS = 200
 
 MEMORISATION, REASONING, OTHER = "memorisation", "reasoning", "other"
-STOCK_KINDS = {  # lm-eval's tasks, as the paper sorts them (section 2)
-    "triviaqa": MEMORISATION,
-    "hellaswag": MEMORISATION,
-    "gsm8k": REASONING,
-    "gsm_plus": REASONING,
-    "humaneval": REASONING,
-    "mbpp": REASONING,
-}
 AT = re.compile(r"(majority|coverage)@(\d+)")
 MODEL_COLUMNS = ["series", "hidden", "experts", "topk", "total_params", "active_params", "density", "tokens_per_param"]
 
@@ -44,9 +36,7 @@ MODEL_COLUMNS = ["series", "hidden", "experts", "topk", "total_params", "active_
 
 def kind(task: str) -> str:
     """Whether a task asks for memorisation or for reasoning, or neither is known."""
-    if task in TASKS:
-        return MEMORISATION if TASKS[task].source_kind == "facts" else REASONING
-    return STOCK_KINDS.get(task, OTHER)
+    return TASKS[task].kind if task in TASKS else OTHER
 
 
 def family(stage: str, metric: str) -> str:

@@ -17,7 +17,8 @@ Kind = Literal["answer", "code"]
 
 
 def _by_answer(task: str, text: str, gold: str) -> bool:
-    return TASKS[task].extract(text) == gold
+    answer = TASKS[task].extract(text)
+    return answer is not None and TASKS[task].correct(answer, gold)
 
 
 def compute_scores(rollouts: Sequence[tuple[str, str, str]], kind: Kind) -> list[float]:
