@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import RECORD, fingerprint
-from pipeline.config import Grid, Source, Sources, Tokenizer, load_grid, load_sources
+from pipeline.config import DESCRIPTIVE, Grid, Source, Sources, Tokenizer, load_grid, load_sources
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
 from pipeline.tasks import TASKS
@@ -35,6 +35,7 @@ STAGES: dict[str, int] = {
     "figures": 1,
     "report": 1,
 }
+FETCHES = ("corpus", "tokenizer", "benchdata", "adopt")  # what brings in data from outside; all else runs offline
 EVALUATIONS = ("benchmark", "decode", "taskloss")
 BASE, GRPO = "base", "grpo"
 
@@ -135,6 +136,20 @@ class Dag:
         """The jobs of one stage."""
         return [job for job in self.jobs if job.stage == stage]
 
+    @property
+    def fetches(self) -> list[Job]:
+        """The jobs that bring in what a scale needs from outside, upstream first."""
+        return [job for job in self.jobs if job.stage in FETCHES]
+
+    def downloads(self, stage: str) -> bool:
+        """Whether jobs of a stage need a network at this scale."""
+        match stage:
+            case "corpus":
+                return any(source.kind == "huggingface" for source in self.datasets.values())
+            case "tokenizer":
+                return self.tokenizer.kind == "file" and bool(self.tokenizer.urls)
+        return stage in FETCHES
+
     def task_source(self, task: str) -> str | None:
         """The generated source that provides a task's items; None for lm-eval's stock tasks."""
         if task not in TASKS:
@@ -191,9 +206,10 @@ class Dag:
         match job.stage:
             case "corpus":
                 assert job.source is not None
-                return {"source": self.datasets[job.source].model_dump()}
+                return {"source": self.datasets[job.source].model_dump(exclude=DESCRIPTIVE)}
             case "tokenizer":
-                return {"tokenizer": self.tokenizer.model_dump(), "vocab_size": scale.model.vocab_size}
+                tokenizer = self.tokenizer.model_dump(exclude=DESCRIPTIVE)
+                return {"tokenizer": tokenizer, "vocab_size": scale.model.vocab_size}
             case "tokenize":
                 return {"validation": scale.data.validation}
             case "pretrain":

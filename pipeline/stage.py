@@ -189,7 +189,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
             known = ", ".join(sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(stage)}))
             raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
         execution = Execution.from_arguments(args)
-        prepare_environment(execution, offline=stage != "corpus")
+        prepare_environment(execution, offline=not dag.downloads(stage))
         record = execute(dag, job, run, args.results, execution)
     except PipelineError as error:
         print(f"error: {error}", flush=True)

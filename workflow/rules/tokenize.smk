@@ -19,4 +19,5 @@ rule tokenize_job:
         identity=identity_of("tokenize"),
     shell:
         "python -m pipeline.stages.tokenize --scale {params.scale} --source {wildcards.source}"
+        " --ranks {threads}"
         " &> {log}"
