@@ -18,7 +18,7 @@ from pipeline.tasks import TASKS, generate
 from tests.test_config import CONFIG, grid_file
 
 STAGES = {"corpus": corpus.run, "tokenizer": tokenizer.run, "tokenize": tokenize.run}
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("MOE_SPARSITY_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
 
 def make(dag: Dag, results: Path, stages: tuple[str, ...] = tuple(STAGES)) -> Path:

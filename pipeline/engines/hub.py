@@ -136,7 +136,7 @@ def _continue(url: str, part: Path, token: bool) -> None:
             return
         answer.raise_for_status()
         with part.open("ab" if answer.status_code == 206 else "wb") as file:
-            for chunk in answer.iter_content(1 << 20):
+            for chunk in answer.iter_content(1 << 16):
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
