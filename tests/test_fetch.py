@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifact import read_record, sha256_file
+from pipeline.bundle import bundle, unbundle
 from pipeline.config import load_sources
+from pipeline.dag import Dag, Job
 from pipeline.engines import hub
 from pipeline.errors import PipelineError
 from tests.hub import COMMIT, Hub, serve
@@ -127,7 +130,6 @@ def test_what_cannot_be_fetched_is_refused_with_the_reason(tmp_path, served, sou
 
 def test_a_killed_fetch_goes_on_behind_its_last_shard_with_the_same_bytes(tmp_path, served, monkeypatch):
     """In this process, where shards can be made small and a kill can be put between two of them."""
-    from pipeline.dag import Job
     from pipeline.stage import execute
     from pipeline.stages import corpus
 
@@ -221,3 +223,37 @@ def test_a_tokenizer_is_downloaded_verified_and_converted(tmp_path):
     assert made == given
     difference = read_record(data / "mine" / "tokenize").metrics["json_difference"]
     assert difference["documents"] > 5 and difference["documents_differing"] >= 0
+
+
+def test_snakemake_fetches_a_scale_offline_runs_follow_and_an_unpacked_bundle_is_up_to_date(tmp_path, served):
+    """The `fetch` target on a login node, and what a cluster without a network then has to do."""
+    copies = {name: tmp_path / name for name in ("login", "cluster")}
+    for folder in copies.values():
+        for name in ("config", "profiles", "workflow", "pipeline"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copyfile(ROOT / "Snakefile", folder / "Snakefile")
+    login, cluster = copies["login"], copies["cluster"]
+    entry = {"kind": "huggingface", "repo": served.repo, "revision": COMMIT, "files": ["lines/part-1.jsonl"]}
+    with_source(login / "config", **entry)
+    shutil.rmtree(cluster / "config")
+    hidden = {"HF_HUB_OFFLINE", "HF_TOKEN"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "hf")}
+
+    def snakemake(folder: Path, *arguments: str) -> str:
+        command = [Path(sys.executable).with_name("snakemake"), "--cores", "1", "--nocolor", *arguments]
+        command += ["--config", "scale=smoke"]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    snakemake(login, "fetch")
+    dag = Dag.load("smoke", login / "config" / "grid.yaml")
+    made = {path.relative_to(login / "results").as_posix() for path in (login / "results").rglob("record.json")}
+    assert made == {job.record.as_posix() for job in dag.fetches}
+    bundle(dag, tmp_path / "smoke.tar", root=login, config=login / "config")
+    unbundle(tmp_path / "smoke.tar", cluster)
+    assert "Nothing to be done" in snakemake(cluster, "--dry-run", "fetch")
+    served.asked.clear()
+    snakemake(cluster, "tokenize")
+    assert not served.asked, "what follows runs offline"

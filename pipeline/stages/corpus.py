@@ -32,7 +32,7 @@ from pipeline.tasks import generate
 from pipeline.tasks.generate import Item
 
 SHARD_DOCUMENTS = 100_000
-SHARD_BYTES = 256 << 20
+SHARD_BYTES = 64 << 20
 GRPO_QUESTIONS = 4096  # distinct training questions kept as items, for few-shot examples and GRPO prompts
 PROGRESS = "progress.json"
 

@@ -29,7 +29,7 @@ from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 
 SPLITS = ("train", "validation")
-CHECK_DOCUMENTS, CHECK_CHARACTERS = 500, 2_000  # held-out text on which SentencePiece and tokenizer.json are compared
+CHECK_DOCUMENTS, CHECK_CHARACTERS = 250, 2_000  # held-out text on which SentencePiece and tokenizer.json are compared
 
 Encode = Callable[[list[str]], list[list[int]]]
 
