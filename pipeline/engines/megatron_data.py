@@ -103,7 +103,7 @@ def build_datasets(point: Point, sources: dict[Path, float], vocab_size: int, eo
 def merge_indexed(parts: list[Path], to: Path) -> tuple[int, int]:
     """Append indexed datasets, with the bytes that IndexedDatasetBuilder's `add_index` writes.
 
-    megatron-core keeps sizes and pointers as lists of Python objects, some 100 bytes a document, where this needs 12.
+    megatron-core keeps sizes and pointers as lists of Python objects: 139 bytes a document (measured), here 20.
 
     Args:
         parts, to: paths without `.bin` and `.idx`; one document is one sequence in each.
