@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from pipeline.artifact import read_record, sha256_file
 from pipeline.bundle import bundle, unbundle
@@ -195,6 +196,37 @@ def test_the_registry_says_of_the_papers_sources_what_is_not_known():
     assert sum(source.tokens for source in paper.values()) == pytest.approx(252_525_252_526, rel=1e-4)
     for source in paper.values():
         assert source.unconfirmed and source.licence
+
+
+HUB = {"kind": "huggingface", "repo": "a/b", "revision": COMMIT, "licence": "MIT"}
+FILE = {"kind": "file", "model_file": "data/x.model", "eod": "</s>", "licence": "MIT"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "message"),
+    [
+        ("datasets", HUB | {"revision": None}, "repo or revision is null, so `unconfirmed` has to say"),
+        ("datasets", HUB | {"revision": "main"}, r"revision: .*\(found 'main'\)"),
+        ("datasets", HUB | {"files": ["*"], "config": "c"}, "give `files`, or `config` and `split`, not both"),
+        ("datasets", HUB | {"text": "no column"}, "text: 'no column' names no column"),
+        ("tokenizers", FILE | {"model_file": None}, "give json_file, model_file or both"),
+        ("tokenizers", FILE | {"urls": {"y.model": "http://x/y"}}, "urls: 'y.model' is not the name of a file"),
+        ("tokenizers", FILE | {"urls": {"x.model": "http://x/y"}}, "sha256: 'x.model' is downloaded, so its digest"),
+    ],
+)
+def test_an_entry_that_would_have_to_be_guessed_at_is_refused(tmp_path, kind, entry, message):
+    registry = {"datasets": {}, "tokenizers": {}} | {kind: {"mine": entry}}
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(registry))
+    with pytest.raises(PipelineError, match=f"sources.yaml: {kind}.mine.*{message}"):
+        load_sources(tmp_path / "sources.yaml")
+
+
+def test_what_only_tells_people_something_moves_no_fingerprint(tmp_path):
+    dag = with_source(tmp_path, path="x.txt", note="one", tokens=5)
+    again = with_source(tmp_path, path="x.txt", note="another", unconfirmed="much")
+    other = with_source(tmp_path, path="x.txt", text="{text}!")
+    (job,) = dag.of("corpus")
+    assert dag.fingerprint(job) == again.fingerprint(job) != other.fingerprint(job)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder with the paper's tokenizer is not here")

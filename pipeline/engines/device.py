@@ -22,7 +22,7 @@ class Execution:
 
     Attributes:
         device: "cpu", "cuda", or "auto" (cuda if a GPU is visible).
-        ranks: processes started by torchrun on this machine (pretrain), or GPUs used (other stages).
+        ranks: processes on this machine (pretrain, by torchrun; tokenize), or GPUs used (other stages).
         tp, pp, ep: tensor, pipeline and expert parallel sizes (pretrain); data parallel is what remains.
         save_interval: pre-training steps or GRPO steps between two saves of the state folder.
         memory_mb: KV cache of vLLM, in MiB.
