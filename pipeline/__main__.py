@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from pipeline import status, verify, why
+from pipeline import bundle, status, verify, why
 from pipeline.errors import PipelineError
 
-VERBS = (status, why, verify)
+VERBS = (status, why, verify, bundle)
 
 
 def main() -> None:

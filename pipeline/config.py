@@ -10,8 +10,10 @@ Everything here is *identity*: it changes numbers, and so it is part of fingerpr
 import argparse
 import difflib
 import json
+import re
 import sys
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
@@ -23,6 +25,7 @@ Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="commit hash, 40 digits")]
 DType = Literal["fp32", "bf16"]
 DTYPES: dict[DType, str] = {"fp32": "float32", "bf16": "bfloat16"}  # as torch, vLLM and verl call them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -294,26 +297,65 @@ class GeneratedSums(Strict):
     licence: str = "Apache-2.0"
 
 
-class LocalFiles(Strict):
+class Text(Strict):
+    """What sources of existing text share: which columns make a document, and what is known of the source.
+
+    `tokens`, `unconfirmed` and `note` tell people and change nothing (`DESCRIPTIVE`).
+    """
+
+    field: str = Field("text", description="the column that holds the text")
+    text: str | None = Field(None, description="a template of columns instead of `field`, as '{question}\\n{answer}'")
+    sha256: dict[str, str] = Field(default_factory=dict, description="file name or path -> digest, checked if given")
+    licence: str = Field(description="SPDX name, or a sentence")
+    tokens: Positive | None = Field(None, description="tokens expected, for comparison with those found")
+    unconfirmed: str | None = Field(None, description="what is not known of this entry; said wherever it is used")
+    note: str | None = Field(None, description="where what this entry says comes from")
+
+    @model_validator(mode="after")
+    def _template(self) -> "Text":
+        if self.text is not None and not self.columns:
+            raise ValueError(f"text: '{self.text}' names no column; write columns as {{name}}")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns a document is made of."""
+        if self.text is None:
+            return [self.field]
+        names = [name for _, name, _, _ in Formatter().parse(self.text) if name]
+        return list(dict.fromkeys(re.split(r"[.\[]", name)[0] for name in names))
+
+
+class LocalFiles(Text):
     """Text files, JSON lines or Parquet on this machine."""
 
     kind: Literal["local"]
-    path: str = Field(description="a file or glob; .txt (one document a file), .jsonl[.gz], .parquet")
-    field: str = Field("text", description="the column that holds the text")
-    sha256: dict[str, str] = Field(default_factory=dict, description="file name -> digest, checked if given")
-    licence: str = Field(description="SPDX name, or a sentence")
+    path: str = Field(description="a file or glob; .txt (one document a file), .jsonl or .json (lines), .parquet")
 
 
-class HuggingFaceDataset(Strict):
+class HuggingFaceDataset(Text):
     """A data set of the Hugging Face hub, pinned to a revision."""
 
     kind: Literal["huggingface"]
-    repo: str
-    revision: str = Field(description="commit hash")
-    config: str | None = None
+    repo: str | None = Field(description="owner/name; null where it is not known: such an entry cannot be used")
+    revision: Commit | None = Field(description="null where it is not known: then the newest is taken, with a warning")
+    config: str | None = Field(None, description="configuration of the data set's card")
     split: str = "train"
-    field: str = "text"
-    licence: str
+    files: list[str] = Field(
+        default_factory=list,
+        description="take these files instead of config and split; globs, in which * matches / too",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_guessed_silently(self) -> "HuggingFaceDataset":
+        if (self.repo is None or self.revision is None) and self.unconfirmed is None:
+            raise ValueError("repo or revision is null, so `unconfirmed` has to say what is not known")
+        if self.files and (self.config is not None or self.split != "train"):
+            raise ValueError("give `files`, or `config` and `split`, not both")
+        return self
+
+
+DESCRIPTIVE = {"tokens", "unconfirmed", "note", "urls"}  # keys of the registry that are no part of identity
 
 
 Source = Annotated[GeneratedFacts | GeneratedSums | LocalFiles | HuggingFaceDataset, Field(discriminator="kind")]
@@ -327,16 +369,36 @@ class WordTokenizer(Strict):
 
 
 class FileTokenizer(Strict):
-    """A Hugging Face tokenizer.json, or a SentencePiece .model with the tokenizer.json converted from it."""
+    """A Hugging Face tokenizer.json, or a SentencePiece .model (a unigram one is converted where no json is given)."""
 
     kind: Literal["file"]
-    json_file: str = Field(description="tokenizer.json: travels with converted checkpoints")
+    json_file: str | None = Field(None, description="tokenizer.json: travels with converted checkpoints")
     model_file: str | None = Field(None, description="SentencePiece .model: used to tokenise the corpus when given")
+    urls: dict[str, str] = Field(default_factory=dict, description="file name -> where `fetch` downloads it from")
     eod: str = Field(description="the token written after each document")
     bos: str | None = None
     add_bos: bool = False
     sha256: dict[str, str] = Field(default_factory=dict, description="file name -> digest, checked if given")
     licence: str
+    unconfirmed: str | None = Field(None, description="what is not known of this entry; said wherever it is used")
+    note: str | None = Field(None, description="where what this entry says comes from")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files the entry names."""
+        return [Path(name) for name in (self.json_file, self.model_file) if name]
+
+    @model_validator(mode="after")
+    def _files_and_digests(self) -> "FileTokenizer":
+        names = {path.name for path in self.files}
+        if not names:
+            raise ValueError("give json_file, model_file or both")
+        for key, given in (("urls", self.urls), ("sha256", self.sha256)):
+            if unknown := set(given) - names:
+                raise ValueError(f"{key}: '{min(unknown)}' is not the name of a file of this entry")
+        if missing := set(self.urls) - set(self.sha256):
+            raise ValueError(f"sha256: '{min(missing)}' is downloaded, so its digest has to be given")
+        return self
 
 
 Tokenizer = Annotated[WordTokenizer | FileTokenizer, Field(discriminator="kind")]

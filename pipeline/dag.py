@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import RECORD, Record, fingerprint
-from pipeline.config import BenchmarkData, Grid, Source, Sources, Tokenizer, load_grid, load_sources
+from pipeline.config import DESCRIPTIVE, BenchmarkData, Grid, Source, Sources, Tokenizer, load_grid, load_sources
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
 from pipeline.tasks import TASKS, GeneratedTask, HubTask
 
 # Raise a stage's version when the same settings and inputs would give other results than before.
 STAGES: dict[str, int] = {
-    "corpus": 1,
+    "corpus": 2,
     "benchdata": 1,
     "tokenizer": 1,
     "tokenize": 1,
@@ -37,6 +37,7 @@ STAGES: dict[str, int] = {
     "report": 2,
 }
 STATE = ".state"  # folder of unfinished work below the results folder, with the jobs' own folders inside
+FETCHES = ("corpus", "tokenizer", "benchdata", "adopt")  # what brings in data from outside; all else runs offline
 EVALUATIONS = ("benchmark", "decode", "taskloss")
 ANALYSIS = ("table", "figures", "report")  # made from records alone, in seconds
 BASE, GRPO = "base", "grpo"
@@ -171,6 +172,22 @@ class Dag:
         """The jobs of one stage."""
         return [job for job in self.jobs if job.stage == stage]
 
+    @property
+    def fetches(self) -> list[Job]:
+        """The jobs that bring in what a scale needs from outside, upstream first."""
+        return [job for job in self.jobs if job.stage in FETCHES]
+
+    def downloads(self, stage: str) -> bool:
+        """Whether jobs of a stage need a network at this scale."""
+        match stage:
+            case "corpus":
+                return any(source.kind == "huggingface" for source in self.datasets.values())
+            case "tokenizer":
+                return self.tokenizer.kind == "file" and bool(self.tokenizer.urls)
+            case "benchdata":
+                return any(data.path is None for data in self.benchmarks.values())
+        return stage in FETCHES
+
     def task_input(self, task: str) -> dict[str, Job]:
         """The artifact that holds a task's items, by role; none for those of lm-eval's tasks that are not ours too.
 
@@ -237,12 +254,13 @@ class Dag:
         match job.stage:
             case "corpus":
                 assert job.source is not None
-                return {"source": self.datasets[job.source].model_dump()}
+                return {"source": self.datasets[job.source].model_dump(exclude=DESCRIPTIVE)}
             case "benchdata":
                 assert job.source is not None
-                return {"data": self.benchmarks[job.source].model_dump()}
+                return {"data": self.benchmarks[job.source].model_dump(exclude=DESCRIPTIVE)}
             case "tokenizer":
-                return {"tokenizer": self.tokenizer.model_dump(), "vocab_size": scale.model.vocab_size}
+                tokenizer = self.tokenizer.model_dump(exclude=DESCRIPTIVE)
+                return {"tokenizer": tokenizer, "vocab_size": scale.model.vocab_size}
             case "tokenize":
                 return {"validation": scale.data.validation}
             case "pretrain":

@@ -240,7 +240,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
             raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
         state_root = args.results / STATE / job.folder
         execution = Execution.from_arguments(args)
-        prepare_environment(execution, offline=stage not in ("corpus", "benchdata"))
+        prepare_environment(execution, offline=not dag.downloads(stage))
         record = execute(dag, job, run, args.results, execution)
     except (SystemExit, KeyboardInterrupt):
         raise

@@ -8,6 +8,7 @@ rule benchdata_job:
         update(f"results/{SCALE}/data/{{source}}/benchdata/record.json"),
     log:
         f"logs/{SCALE}/data/{{source}}/benchdata.log",
+    localrule: EXPERIMENT.downloads("benchdata")
     conda:
         ENVIRONMENT
     threads: 1

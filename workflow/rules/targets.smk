@@ -21,6 +21,12 @@ for point in EXPERIMENT.points:
             records([one for one in EXPERIMENT.jobs if one.point == point]),
 
 
+# What a scale needs from outside. Its jobs run where Snakemake runs: a cluster's login node, which has a network.
+rule fetch:
+    input:
+        records(EXPERIMENT.fetches),
+
+
 rule report:
     input:
         records(EXPERIMENT.of("report")),
