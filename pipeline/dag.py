@@ -5,6 +5,8 @@ here needs an engine, so that planning a grid takes milliseconds.
 
     corpus -> tokenize -> pretrain -> convert -> grpo
         \\-> tokenizer -/            \\_____________\\-> benchmark, decode, taskloss -> table -> figures -> report
+
+A point that names a finished checkpoint has `adopt` in place of pretrain and convert.
 """
 
 import json
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import RECORD, fingerprint
-from pipeline.config import Grid, Source, Sources, Tokenizer, load_grid, load_sources
+from pipeline.config import Adopt, Grid, Source, Sources, Tokenizer, load_grid, load_sources
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
 from pipeline.tasks import TASKS
@@ -27,6 +29,7 @@ STAGES: dict[str, int] = {
     "tokenize": 1,
     "pretrain": 1,
     "convert": 1,
+    "adopt": 1,
     "grpo": 1,
     "benchmark": 1,
     "decode": 1,
@@ -114,6 +117,12 @@ class Dag:
         """The checkpoints of a point that are evaluated: the base model, and the post-trained one if there is one."""
         return [BASE, GRPO] if self.points[point].grpo else [BASE]
 
+    def checkpoint(self, point: str | None, variant: str | None = BASE) -> Job:
+        """The job that makes the Hugging Face checkpoint of a point's variant."""
+        assert point is not None
+        base = "adopt" if self.points[point].adopt else "convert"
+        return Job(GRPO if variant == GRPO else base, self.name, point=point)
+
     @property
     def evaluations(self) -> list[str]:
         """The evaluation stages this scale configures."""
@@ -121,14 +130,21 @@ class Dag:
 
     @cached_property
     def jobs(self) -> list[Job]:
-        """Every job, upstream first."""
+        """Every job, upstream first. Of the data, what nothing of this scale reads is left out."""
+        trained = [p for p in self.points if not self.points[p].adopt]
         jobs = [Job("corpus", self.name, source=s) for s in self.datasets]
         jobs.append(Job("tokenizer", self.name))
         jobs += [Job("tokenize", self.name, source=s) for s in self.datasets]
-        jobs += [Job(stage, self.name, point=p) for stage in ("pretrain", "convert") for p in self.points]
+        jobs += [Job(stage, self.name, point=p) for stage in ("pretrain", "convert") for p in trained]
+        jobs += [Job("adopt", self.name, point=p) for p in self.points if self.points[p].adopt]
         jobs += [Job("grpo", self.name, point=p) for p in self.points if self.points[p].grpo]
         for stage in self.evaluations:
             jobs += [Job(stage, self.name, point=p, variant=v) for p in self.points for v in self.variants(p)]
+        read: set[Job] = set()
+        for job in reversed(jobs):
+            if job.point or job in read:
+                read |= set(self.inputs(job).values())
+        jobs = [job for job in jobs if job.point or job in read]
         return jobs + [Job(stage, self.name) for stage in ("table", "figures", "report")]
 
     def of(self, stage: str) -> list[Job]:
@@ -165,22 +181,28 @@ class Dag:
                 return tokens
             case "convert":
                 return {"pretrain": Job("pretrain", self.name, point=job.point)} | tokenizer | tokens
+            case "adopt":
+                return tokenizer if self._adopted(job).tokenizer == "scale" else {}
             case "grpo":
                 assert self.scale.grpo is not None
-                checkpoint = {"checkpoint": Job("convert", self.name, point=job.point)}
-                return checkpoint | self._task_inputs([self.scale.grpo.task])
+                return {"checkpoint": self.checkpoint(job.point)} | self._task_inputs([self.scale.grpo.task])
             case "benchmark" | "decode" | "taskloss":
-                made_by = "grpo" if job.variant == GRPO else "convert"
-                checkpoint = {"checkpoint": Job(made_by, self.name, point=job.point)}
+                checkpoint = {"checkpoint": self.checkpoint(job.point, job.variant)}
                 return checkpoint | self._task_inputs([item.task for item in getattr(self.scale, job.stage).tasks])
             case "table":
-                made = [j for j in self.jobs if j.stage in ("pretrain", "convert", "grpo", *EVALUATIONS)]
+                made = [j for j in self.jobs if j.stage in ("pretrain", "convert", "adopt", "grpo", *EVALUATIONS)]
                 return {j.label.replace(" ", "/"): j for j in made}
             case "figures":
                 return {"table": Job("table", self.name)}
             case "report":
                 return {"table": Job("table", self.name), "figures": Job("figures", self.name)}
         raise ValueError(f"unknown stage {job.stage}")
+
+    def _adopted(self, job: Job) -> Adopt:
+        assert job.point is not None
+        adopt = self.points[job.point].adopt
+        assert adopt is not None
+        return adopt
 
     # ------------------------------------------------------------------------------------------------ identity
 
@@ -201,6 +223,11 @@ class Dag:
                 axes = {"hidden": point.hidden, "experts": point.experts, "topk": point.topk}
                 recipe, blend = point.pretrain.model_dump(), dict(scale.data.sources)
                 return {"point": axes, "model": scale.model.model_dump(), "pretrain": recipe, "blend": blend}
+            case "adopt":
+                assert point is not None
+                axes = {"hidden": point.hidden, "experts": point.experts, "topk": point.topk}
+                origin = self._adopted(job).model_dump(exclude={"pinned"})  # a point's own revision is in `revision`
+                return {"point": axes, "model": scale.model.model_dump(), "adopt": origin}
             case "table" | "figures" | "report":
                 return {"title": scale.title}
         own = getattr(scale, job.stage).model_dump()

@@ -173,9 +173,9 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
     parser.add_argument("--scale", help="a scale of the grid file (default: the file's own)")
     kinds = {
         "source": ("corpus", "tokenize"),
-        "point": ("pretrain", "convert", "grpo", "benchmark", "decode", "taskloss"),
+        "point": ("adopt", "pretrain", "convert", "grpo", "benchmark", "decode", "taskloss"),
     }
-    kinds["variant"] = kinds["point"][3:]
+    kinds["variant"] = kinds["point"][4:]
     for name, stages in kinds.items():
         if stage in stages:
             parser.add_argument(f"--{name}", required=True)
@@ -189,7 +189,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
             known = ", ".join(sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(stage)}))
             raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
         execution = Execution.from_arguments(args)
-        prepare_environment(execution, offline=stage != "corpus")
+        prepare_environment(execution, offline=stage not in ("corpus", "adopt"))
         record = execute(dag, job, run, args.results, execution)
     except PipelineError as error:
         print(f"error: {error}", flush=True)

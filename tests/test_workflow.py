@@ -23,6 +23,17 @@ def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+def repository(folder: Path) -> Path:
+    """A copy of what Snakemake needs of the repository."""
+    folder.mkdir()
+    for name in ("Snakefile", "config", "profiles", "workflow", "pipeline"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
 def planned(folder: Path) -> set[str]:
     """Records (and the report page) that a dry run would make."""
     done = snakemake(folder, "--dry-run")
@@ -36,12 +47,7 @@ def planned(folder: Path) -> set[str]:
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
     """A copy of the repository in which `snakemake --config scale=smoke` has been run once."""
-    folder = tmp_path_factory.mktemp("repository")
-    for name in ("Snakefile", "config", "profiles", "workflow", "pipeline"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(ROOT / name, folder / name)
+    folder = repository(tmp_path_factory.mktemp("smoke") / "repository")
     done = snakemake(folder)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return folder

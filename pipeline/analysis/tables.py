@@ -98,7 +98,10 @@ def tidy(records: Mapping[str, Record], points: Mapping[str, Point]) -> pd.DataF
     kept.sort(key=lambda r: (order.index(str(r.point)), _variant(r) == GRPO, stages.index(r.stage)))
     rows = [_columns(record, points[str(record.point)]) | row for record in kept for row in _rows(record)]
     if not rows:
-        raise PipelineError("no record holds a metric to tabulate; run pretrain first (`snakemake --cores 2`)")
+        raise PipelineError(
+            "no record holds a metric to tabulate; train a point, or give the scale an evaluation "
+            "(benchmark, decode, taskloss)"
+        )
     frame = pd.DataFrame(rows)
     return frame.astype({"value": "float64", "stderr": "float64", "n": "Int64"})
 
@@ -288,4 +291,10 @@ def provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
     """What the report says about each record: what it is, where it lies, and what it took to make."""
     fields = {"stage", "point", "variant", "fingerprint", "versions", "commit", "hardware", "execution", "started"}
     fields |= {"wall_s", "cpu_s", "peak_rss_mb"}
-    return [r.model_dump(include=fields) | {"path": _job(r).record.as_posix()} for r in records]
+    origin = ("origin", "commit", "tokenizer", "warnings")  # of an adopted checkpoint
+    return [
+        r.model_dump(include=fields)
+        | {"path": _job(r).record.as_posix()}
+        | ({"adopted": {key: r.metrics.get(key) for key in origin}} if r.stage == "adopt" else {})
+        for r in records
+    ]

@@ -71,7 +71,7 @@ def prepare_environment(execution: Execution, offline: bool = True) -> None:
     """Set the engines' environment variables; call before importing any of them.
 
     Args:
-        offline: forbid downloads from the Hugging Face hub: but for the corpus stage, all a job needs is artifacts.
+        offline: forbid downloads from the Hugging Face hub: but for corpus and adopt, all a job needs is artifacts.
     """
     # Megatron says four times per process that it uses torch's own optimisers, which is what is wanted here.
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")

@@ -1,0 +1,23 @@
+# A finished checkpoint of the hub or of this machine, checked against the point (pipeline/stages/adopt.py).
+
+
+rule adopt_job:
+    input:
+        inputs_of("adopt"),
+    output:
+        f"results/{SCALE}/{{point}}/adopt/record.json",
+    log:
+        f"logs/{SCALE}/{{point}}/adopt.log",
+    priority: 40
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=1440,
+    params:
+        scale=SCALE,
+        identity=identity_of("adopt"),
+    shell:
+        "python -m pipeline.stages.adopt --scale {params.scale} --point {wildcards.point}"
+        " &> {log}"
