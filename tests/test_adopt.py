@@ -19,7 +19,7 @@ import yaml
 
 from pipeline.artifact import Record, sha256_file
 from pipeline.dag import Dag, Job
-from pipeline.engines.hub import git_blob
+from pipeline.engines.hub_model import git_blob
 from pipeline.errors import PipelineError
 from pipeline.stage import execute
 from pipeline.stages import adopt, tokenizer

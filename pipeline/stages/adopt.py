@@ -24,7 +24,7 @@ from pipeline.artifact import RECORD, RECORD_COPY, sha256_file
 from pipeline.config import Adopt
 from pipeline.engines import mixtral
 from pipeline.engines.chat import pass_through
-from pipeline.engines.hub import HubModel
+from pipeline.engines.hub_model import HubModel
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 

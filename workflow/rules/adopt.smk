@@ -1,4 +1,5 @@
-# A finished checkpoint of the hub or of this machine, checked against the point (pipeline/stages/adopt.py).
+# A finished checkpoint of the hub or of this machine, checked against the point (pipeline/stages/adopt.py). It is made
+# where Snakemake runs: on a cluster that is the login node, which has a network.
 
 
 rule adopt_job:
@@ -9,6 +10,7 @@ rule adopt_job:
     log:
         f"logs/{SCALE}/{{point}}/adopt.log",
     priority: 40
+    localrule: True
     conda:
         ENVIRONMENT
     threads: 1
