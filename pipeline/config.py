@@ -93,6 +93,11 @@ class Pretrain(Strict):
     seed: int = 1234
     eval_interval: Positive = 500
     eval_batches: Positive = Field(10, description="global batches a validation")
+    keep: list[Positive] = Field(
+        default_factory=list,
+        description="steps whose weights are published, converted and evaluated too; while training only, and not "
+        "part of the run's identity, since the last weights are the same",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Pretrain":
@@ -104,6 +109,8 @@ class Pretrain(Strict):
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         if self.schedule == "wsd" and not 0 < self.decay_steps <= self.steps - self.warmup_steps:
             raise ValueError("schedule wsd needs decay_steps between 1 and steps - warmup_steps")
+        if self.keep != sorted(set(self.keep)) or any(step >= self.steps for step in self.keep):
+            raise ValueError(f"keep {self.keep} must be rising steps before the last, {self.steps}")
         return self
 
 

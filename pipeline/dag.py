@@ -34,11 +34,12 @@ STAGES: dict[str, int] = {
     "benchmark": 1,
     "decode": 1,
     "taskloss": 1,
-    "table": 1,
+    "table": 2,
     "figures": 1,
     "report": 1,
 }
 EVALUATIONS = ("benchmark", "decode", "taskloss")
+KEPT_EVALUATIONS = ("benchmark", "taskloss")  # those that intermediate checkpoints go through as well
 BASE, GRPO = "base", "grpo"
 
 # Packages whose version changes a stage's numbers. Local versions (+cpu) are left out: the same release on another
@@ -53,7 +54,10 @@ ENGINES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """One artifact of a scale: a stage for a source, a point, or a point's variant ("base" or "grpo")."""
+    """One artifact of a scale: a stage for a source, a point, or a point's variant.
+
+    Variants are "base", "grpo", and intermediate checkpoints ("step-001000"), which convert has too.
+    """
 
     stage: str
     scale: str
@@ -113,15 +117,21 @@ class Dag:
 
     # ------------------------------------------------------------------------------------------------ jobs
 
-    def variants(self, point: str) -> list[str]:
-        """The checkpoints of a point that are evaluated: the base model, and the post-trained one if there is one."""
-        return [BASE, GRPO] if self.points[point].grpo else [BASE]
+    def variants(self, point: str, stage: str) -> list[str]:
+        """The checkpoints of a point that an evaluation stage evaluates.
+
+        The base model, the post-trained one if there is one, and intermediate ones.
+        """
+        found = [BASE, GRPO] if self.points[point].grpo else [BASE]
+        return found + [*self.points[point].kept] * (stage in KEPT_EVALUATIONS)
 
     def checkpoint(self, point: str | None, variant: str | None = BASE) -> Job:
         """The job that makes the Hugging Face checkpoint of a point's variant."""
         assert point is not None
+        if variant in self.points[point].kept:
+            return Job("convert", self.name, point=point, variant=variant)
         base = "adopt" if self.points[point].adopt else "convert"
-        return Job(GRPO if variant == GRPO else base, self.name, point=point)
+        return Job("grpo" if variant == GRPO else base, self.name, point=point)
 
     @property
     def evaluations(self) -> list[str]:
@@ -135,11 +145,12 @@ class Dag:
         jobs = [Job("corpus", self.name, source=s) for s in self.datasets]
         jobs.append(Job("tokenizer", self.name))
         jobs += [Job("tokenize", self.name, source=s) for s in self.datasets]
-        jobs += [Job(stage, self.name, point=p) for stage in ("pretrain", "convert") for p in trained]
+        jobs += [Job("pretrain", self.name, point=p) for p in trained]
+        jobs += [Job("convert", self.name, point=p, variant=v) for p in trained for v in (None, *self.points[p].kept)]
         jobs += [Job("adopt", self.name, point=p) for p in self.points if self.points[p].adopt]
         jobs += [Job("grpo", self.name, point=p) for p in self.points if self.points[p].grpo]
         for stage in self.evaluations:
-            jobs += [Job(stage, self.name, point=p, variant=v) for p in self.points for v in self.variants(p)]
+            jobs += [Job(stage, self.name, point=p, variant=v) for p in self.points for v in self.variants(p, stage)]
         read: set[Job] = set()
         for job in reversed(jobs):
             if job.point or job in read:
@@ -221,7 +232,7 @@ class Dag:
             case "pretrain":
                 assert point is not None
                 axes = {"hidden": point.hidden, "experts": point.experts, "topk": point.topk}
-                recipe, blend = point.pretrain.model_dump(), dict(scale.data.sources)
+                recipe, blend = point.pretrain.model_dump(exclude={"keep"}), dict(scale.data.sources)
                 return {"point": axes, "model": scale.model.model_dump(), "pretrain": recipe, "blend": blend}
             case "adopt":
                 assert point is not None
@@ -231,6 +242,8 @@ class Dag:
             case "table" | "figures" | "report":
                 return {"title": scale.title}
         own = getattr(scale, job.stage).model_dump()
+        if job.stage == "convert" and job.variant and point:
+            return {"convert": own, "step": point.kept[job.variant]}
         engines = {name: metadata.version(name).partition("+")[0] for name in ENGINES.get(job.stage, ())}
         return {job.stage: own} | ({"engines": engines} if engines else {})
 

@@ -82,7 +82,16 @@ class Point:
     @property
     def tokens(self) -> int:
         """Training tokens: steps * sequences a step * tokens a sequence."""
-        return self.pretrain.steps * self.pretrain.global_batch * self.model.sequence_length
+        return self.tokens_after(self.pretrain.steps)
+
+    def tokens_after(self, step: int) -> int:
+        """Training tokens until a step: steps * sequences a step * tokens a sequence."""
+        return step * self.pretrain.global_batch * self.model.sequence_length
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Intermediate checkpoints: variant ("step-001000") -> step. An adopted checkpoint has none."""
+        return {} if self.adopt else {f"step-{step:06d}": step for step in self.pretrain.keep}
 
     @property
     def tokens_per_param(self) -> float:
