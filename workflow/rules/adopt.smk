@@ -6,7 +6,7 @@ rule adopt_job:
     input:
         inputs_of("adopt"),
     output:
-        f"results/{SCALE}/{{point}}/adopt/record.json",
+        update(f"results/{SCALE}/{{point}}/adopt/record.json"),
     log:
         f"logs/{SCALE}/{{point}}/adopt.log",
     priority: 40
@@ -19,7 +19,6 @@ rule adopt_job:
         runtime=1440,
     params:
         scale=SCALE,
-        identity=identity_of("adopt"),
     shell:
         "python -m pipeline.stages.adopt --scale {params.scale} --point {wildcards.point}"
-        " &> {log}"
+        " &>> {log}"

@@ -5,7 +5,7 @@ rule convert_job:
     input:
         inputs_of("convert"),
     output:
-        f"results/{SCALE}/{{point}}/convert/record.json",
+        update(f"results/{SCALE}/{{point}}/convert/record.json"),
     log:
         f"logs/{SCALE}/{{point}}/convert.log",
     priority: 40
@@ -17,10 +17,9 @@ rule convert_job:
         runtime=120,
     params:
         scale=SCALE,
-        identity=identity_of("convert"),
     shell:
         "python -m pipeline.stages.convert --scale {params.scale} --point {wildcards.point}"
-        " &> {log}"
+        " &>> {log}"
 
 
 # The same for intermediate checkpoints (pretrain.keep).
@@ -28,7 +27,7 @@ rule convert_step_job:
     input:
         inputs_of("convert"),
     output:
-        f"results/{SCALE}/{{point}}/convert/{{variant}}/record.json",
+        update(f"results/{SCALE}/{{point}}/convert/{{variant}}/record.json"),
     log:
         f"logs/{SCALE}/{{point}}/convert/{{variant}}.log",
     conda:
@@ -39,7 +38,6 @@ rule convert_step_job:
         runtime=120,
     params:
         scale=SCALE,
-        identity=identity_of("convert"),
     shell:
         "python -m pipeline.stages.convert --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
-        " &> {log}"
+        " &>> {log}"
