@@ -390,6 +390,7 @@ def test_a_repository_that_is_not_there_is_said_to_be(lab, hub, tmp_path):
 
 def test_an_adopted_checkpoint_goes_through_every_evaluation_grpo_and_the_figures(lab, released, tmp_path):
     folder = tmp_path / "repository"
+    folder.mkdir()
     copy_repository(folder)
     grid_of(lab, folder / "config", {"path": str(released)}, grpo=True)
     done = snakemake(folder)

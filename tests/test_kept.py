@@ -169,6 +169,7 @@ def test_the_report_shows_the_figure(tmp_path):
 
 def test_a_kept_step_is_trained_converted_and_evaluated_by_snakemake(tmp_path):
     folder = tmp_path / "repository"
+    folder.mkdir()
     copy_repository(folder)
     path = folder / "config" / "grid.yaml"
     grid = yaml.safe_load(path.read_text())
