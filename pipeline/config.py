@@ -125,6 +125,11 @@ class Grpo(Strict):
     """The post-training recipe (docs/PAPER.md, post-training), in verl's terms."""
 
     task: Name
+    reward: Literal["answer", "code"] = Field(
+        "answer",
+        description="answer: the task's final answer in the text; code: the authors' reward, which runs a program in "
+        "the text (in the sandbox) and compares what it comes to, or else the text, by math-verify",
+    )
     steps: Positive
     prompts: Positive = Field(description="prompts a step (data.train_batch_size)")
     rollouts: Annotated[int, Field(ge=2)] = Field(5, description="samples a prompt (rollout.n)")
@@ -133,6 +138,12 @@ class Grpo(Strict):
     kl_coef: NonNegative = 0.001
     clip: Rate = 0.2
     clip_grad: Rate = 1.0
+    l1_clip: bool = Field(
+        False,
+        description="after clip_grad, clip the gradient's L1 norm to 1 too, as the authors' published trainer does: "
+        "with N parameters it leaves gradients of 1/N on average, below AdamW's eps, so that the bigger a model the "
+        "less it learns; whether the paper's runs had it is unknown",
+    )
     weight_decay: NonNegative = 0.01
     temperature: Rate = 1.0
     max_prompt: Positive = Field(512, description="tokens")

@@ -309,7 +309,7 @@ def _thin(frame: pd.DataFrame) -> pd.DataFrame:
 def provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
     """What the report says about each record: what it is, where it lies, and what it took to make."""
     fields = {"stage", "point", "variant", "fingerprint", "versions", "commit", "hardware", "execution", "started"}
-    fields |= {"timing", "wall_s", "cpu_s", "peak_rss_mb"}
+    fields |= {"timing", "wall_s", "cpu_s", "peak_rss_mb", "accepted"}
     origin = ("origin", "commit", "tokenizer", "warnings")  # of an adopted checkpoint
     return [
         r.model_dump(include=fields)

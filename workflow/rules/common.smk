@@ -1,5 +1,6 @@
 """What the rules share: the DAG of the chosen scale, and how a rule asks it for inputs and identity."""
 
+import os
 import re
 import shlex
 import shutil
@@ -32,6 +33,10 @@ SCALE = EXPERIMENT.name
 # that is newer than any record: a file made now, gone when Snakemake ends.
 RESULTS = Path("results")
 SURVEY = EXPERIMENT.survey(RESULTS)
+if SURVEY.unsettled and RESULTS.exists() and not os.access(RESULTS, os.W_OK):
+    raise WorkflowError(
+        f"{RESULTS}: cannot be written; make it writable for this user, or its disk"
+    )
 NOW = tempfile.NamedTemporaryFile(prefix="moe-sparsity-") if SURVEY.stale else None
 
 # A job of an engine takes one GPU where there is one; the profile says how many this machine has.
