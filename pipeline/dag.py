@@ -33,7 +33,7 @@ STAGES: dict[str, int] = {
     "benchmark": 1,
     "decode": 1,
     "taskloss": 1,
-    "table": 2,
+    "table": 3,
     "figures": 1,
     "report": 2,
 }
