@@ -29,6 +29,8 @@ Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="commit has
 DType = Literal["fp32", "bf16"]
 DTYPES: dict[DType, str] = {"fp32": "float32", "bf16": "bfloat16"}  # as torch, vLLM and verl call them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class Strict(BaseModel):
@@ -94,6 +96,11 @@ class Pretrain(Strict):
     seed: int = 1234
     eval_interval: Positive = 500
     eval_batches: Positive = Field(10, description="global batches a validation")
+    keep: list[Positive] = Field(
+        default_factory=list,
+        description="steps whose weights are published, converted and evaluated too; while training only, and not "
+        "part of the run's identity, since the last weights are the same",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Pretrain":
@@ -105,6 +112,8 @@ class Pretrain(Strict):
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         if self.schedule == "wsd" and not 0 < self.decay_steps <= self.steps - self.warmup_steps:
             raise ValueError("schedule wsd needs decay_steps between 1 and steps - warmup_steps")
+        if self.keep != sorted(set(self.keep)) or any(step >= self.steps for step in self.keep):
+            raise ValueError(f"keep {self.keep} must be rising steps before the last, {self.steps}")
         return self
 
 
@@ -222,6 +231,55 @@ class TaskLoss(Evaluation[LossTask]):
     max_length: Positive = 4096
 
 
+class Adopt(Strict):
+    """A finished checkpoint in place of pre-training and conversion. `{name}` stands for the point's name.
+
+    The scale's `pretrain` then says how the checkpoint was trained, as far as that is known: tokens and all that
+    follows from them (tokens per parameter, FLOPs) are computed from it, and nothing else is.
+    """
+
+    repo: str | None = Field(None, description="model of the Hugging Face hub")
+    revision: str | None = Field(
+        None, description="of the repo: commit hash; a branch or tag is resolved when fetched, and said to be unpinned"
+    )
+    pinned: dict[Name, CommitHash] = Field(default_factory=dict, description="point -> commit, in place of `revision`")
+    path: str | None = Field(None, description="folder of this machine, in place of a repo")
+    sha256: dict[str, Digest] = Field(
+        default_factory=dict, description="file (or point/file, where several points adopt) -> digest it must have"
+    )
+    tokenizer: Literal["checkpoint", "scale"] = Field(
+        "checkpoint", description="scale: data.tokenizer in place of the checkpoint's own"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Adopt":
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("give either `repo` or `path`")
+        if self.path is not None and (self.revision or self.pinned):
+            raise ValueError("`revision` and `pinned` are of a `repo`; a folder has none, give `sha256` to pin it")
+        return self
+
+    def resolved(self, name: str) -> "Adopt":
+        """What it says of one point: its repo or folder, its revision, the digests of its files.
+
+        Raises:
+            PipelineError: a repo without a revision for this point.
+        """
+        revision = self.pinned.get(name, self.revision)
+        if self.repo is not None and revision is None:
+            raise PipelineError(
+                f"no revision for point {name}; give the commit, or `revision: main` to take whatever it is on the day"
+            )
+        digests = {}
+        for file, digest in self.sha256.items():
+            point, slash, inner = file.rpartition("/")
+            if not slash or point == name:
+                digests[inner] = digest
+        change: dict[str, Any] = {"revision": revision, "pinned": {}, "sha256": digests}
+        change |= {key: text.replace("{name}", name) for key in ("repo", "path") if (text := getattr(self, key))}
+        return self.model_copy(update=change)
+
+
 class Block(Strict):
     """One line of the grid: every combination of its lists with topk <= experts is a point.
 
@@ -235,6 +293,7 @@ class Block(Strict):
     tag: Name | None = Field(None, description="appended to the point's name, for variants of a recipe")
     grpo: bool = Field(False, description="post-train these points too")
     pretrain: dict[str, Any] = Field(default_factory=dict, description="keys of the scale's pretrain to change here")
+    adopt: Adopt | None = Field(None, description="finished checkpoints for these points (default: the scale's)")
 
 
 class Scale(Strict):
@@ -244,6 +303,7 @@ class Scale(Strict):
     data: Data
     model: Model
     points: list[Block] = Field(min_length=1)
+    adopt: Adopt | None = Field(None, description="finished checkpoints for all points that do not say their own")
     pretrain: Pretrain
     convert: Convert = Field(default_factory=lambda: Convert.model_validate({}))
     grpo: Grpo | None = None

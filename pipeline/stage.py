@@ -222,18 +222,22 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
     parser.add_argument("--scale", help="a scale of the grid file (default: the file's own)")
     kinds = {
         "source": ("corpus", "benchdata", "tokenize"),
-        "point": ("pretrain", "convert", "grpo", "benchmark", "decode", "taskloss"),
+        "point": ("adopt", "pretrain", "convert", "grpo", "benchmark", "decode", "taskloss"),
     }
-    kinds["variant"] = kinds["point"][3:]
+    kinds["variant"] = kinds["point"][4:]
     for name, stages in kinds.items():
         if stage in stages:
             parser.add_argument(f"--{name}", required=True)
+    if stage == "convert":
+        parser.add_argument(
+            "--variant", help="a step that pretrain.keep names, such as step-001000 (default: the last)"
+        )
     Execution.add_arguments(parser)
     args = parser.parse_args()
     state_root = None
     try:
         dag = Dag.load(args.scale, args.config)
-        unit = {name: getattr(args, name) for name, stages in kinds.items() if stage in stages}
+        unit = {name: getattr(args, name, None) for name in kinds}
         job = Job(stage, dag.name, **unit)
         if job not in dag.jobs:
             known = ", ".join(sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(stage)}))

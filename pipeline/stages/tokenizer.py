@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifact import sha256_file
 from pipeline.config import FileTokenizer, WordTokenizer
 from pipeline.engines import hub, sentencepiece, textfiles
+from pipeline.engines.chat import pass_through
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 EOD, UNKNOWN = "<|eod|>", "<|unk|>"
-PASS_THROUGH = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def train_words(corpora: list[Path]) -> "Tokenizer":
@@ -101,7 +101,7 @@ def run(ctx: Context) -> dict[str, Any]:
         eos_token=eod,
         pad_token=eod,
         clean_up_tokenization_spaces=False,
-        chat_template=("{{ bos_token }}" if config.add_bos else "") + PASS_THROUGH,
+        chat_template=pass_through(config.add_bos),
         **words,
     )
     fast.save_pretrained(ctx.out)

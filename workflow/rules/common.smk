@@ -53,7 +53,7 @@ shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH
 wildcard_constraints:
     source="|".join(map(re.escape, [*EXPERIMENT.datasets, *EXPERIMENT.benchmarks])),
     point="|".join(map(re.escape, EXPERIMENT.points)),
-    variant="base|grpo",
+    variant=r"base|grpo|step-\d+",
 
 
 def artifact(stage, wildcards):
