@@ -336,14 +336,15 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _resolve_extends(scales: dict[str, Any], name: str, path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def resolve_extends(scales: dict[str, Any], name: str, path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The mapping `scales[name]` with what it `extends` underneath."""
     scale = dict(scales[name] or {})
     parent = scale.pop("extends", None)
     if parent is None:
         return scale
     if parent not in scales or parent in (*seen, name):
         raise PipelineError(f"{path}: scales.{name}.extends: '{parent}' is not another scale of this file")
-    return merge(_resolve_extends(scales, parent, path, (*seen, name)), scale)
+    return merge(resolve_extends(scales, parent, path, (*seen, name)), scale)
 
 
 def explain(error: ValidationError, path: Path | str, prefix: str = "") -> PipelineError:
@@ -357,7 +358,8 @@ def explain(error: ValidationError, path: Path | str, prefix: str = "") -> Pipel
     return PipelineError("\n".join(lines))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping, as plain data."""
     try:
         data = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -376,10 +378,10 @@ def load_grid(path: Path | str = "config/grid.yaml") -> Grid:
         PipelineError: one line for each wrong key, with its path, what was found and what is allowed.
     """
     path = Path(path)
-    data = _read_yaml(path)
+    data = read_yaml(path)
     scales = data.get("scales")
     if isinstance(scales, dict):
-        data["scales"] = {name: _resolve_extends(scales, name, path) for name in scales}
+        data["scales"] = {name: resolve_extends(scales, name, path) for name in scales}
     try:
         return Grid.model_validate(data)
     except ValidationError as error:
@@ -390,7 +392,7 @@ def load_sources(path: Path | str = "config/sources.yaml") -> Sources:
     """Read and check the registry of data sets and tokenizers (see `load_grid` for errors)."""
     path = Path(path)
     try:
-        return Sources.model_validate(_read_yaml(path))
+        return Sources.model_validate(read_yaml(path))
     except ValidationError as error:
         raise explain(error, path) from None
 
