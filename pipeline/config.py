@@ -24,6 +24,7 @@ Rate = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 DType = Literal["fp32", "bf16"]
+Balance = Literal["micro_batch", "sequence"]
 DTYPES: dict[DType, str] = {"fp32": "float32", "bf16": "bfloat16"}  # as torch, vLLM and verl call them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -74,7 +75,7 @@ class Pretrain(Strict):
 
     steps: Positive
     global_batch: Positive = Field(description="sequences a step")
-    micro_batch: Positive = Field(description="sequences; identity, because Megatron's aux_loss is per micro-batch")
+    micro_batch: Positive = Field(description="sequences; identity, because of `balance: micro_batch`")
     lr: Rate
     min_lr: NonNegative
     warmup_steps: int = Field(0, ge=0)
@@ -86,6 +87,7 @@ class Pretrain(Strict):
     adam_eps: Rate = 1e-8
     clip_grad: NonNegative = 1.0
     aux_loss: NonNegative = 1e-2
+    balance: Balance = Field("micro_batch", description="the tokens over which aux_loss wants experts used evenly")
     z_loss: NonNegative = 1e-3
     dtype: DType = "bf16"
     seed: int = 1234

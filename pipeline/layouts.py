@@ -50,7 +50,7 @@ class Layout(Strict):
 class StageLayouts(Strict):
     """One stage of a scale: what holds for all points, and what is different for some."""
 
-    default: Layout = Layout()
+    default: Layout = Field(default_factory=lambda: Layout.model_validate({}))
     points: dict[Name, dict[str, Positive]] = Field(default_factory=dict, description="point -> what differs")
 
 
