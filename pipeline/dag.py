@@ -9,7 +9,7 @@ here needs an engine, so that planning a grid takes milliseconds.
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,12 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "decode": ("vllm",),
     "taskloss": ("vllm",),
 }
+
+
+@cache
+def _release(package: str) -> str:
+    """Version of an installed package without its local part; looking it up takes milliseconds."""
+    return metadata.version(package).partition("+")[0]
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,7 @@ class Dag:
             case "table" | "figures" | "report":
                 return {"title": scale.title}
         own = getattr(scale, job.stage).model_dump()
-        engines = {name: metadata.version(name).partition("+")[0] for name in ENGINES.get(job.stage, ())}
+        engines = {name: _release(name) for name in ENGINES.get(job.stage, ())}
         return {job.stage: own} | ({"engines": engines} if engines else {})
 
     def fingerprint(self, job: Job) -> str:
