@@ -193,8 +193,8 @@ class Trainer:
         """Continue from what `save` wrote. Called on all ranks, once, before the first step."""
         from megatron.core import dist_checkpointing
 
-        # Megatron's distributed optimizer 0.16.1 loads into a torch AdamW that has taken a step, and loses the number of
-        # steps on the way.
+        # Megatron's distributed optimizer 0.16.1 loads into a torch AdamW that has taken a step, and loses the
+        # number of steps on the way.
         for group, state in self._adam():
             for shard in group["params"]:
                 state[shard] = {name: torch.zeros_like(shard) for name in ("exp_avg", "exp_avg_sq")}
