@@ -12,7 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ import psutil
 import pipeline
 from pipeline.artifact import write_atomic
 from pipeline.config import DTYPES, Grpo
-from pipeline.engines.device import Execution, die_with_parent
+from pipeline.engines.device import Execution, die_with_parent, end_processes, processes
 from pipeline.errors import PipelineError
 
 RUN = "GRPO_RUN"  # environment variable that names the run's folder in /tmp; all its processes inherit it
 PLUGIN = "pipeline.engines.verl_plugin"
 TRACKER = "latest_checkpointed_iteration.txt"  # verl resumes from the step written here
 ERROR_LINES = 30
+POLL_S = 0.5
+WORKERS = ("TaskRunner", "WorkerDict", "RunServer", "TransferQueue", "SimpleStorage")  # Ray actors that last a run
+LOST = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError", "EngineDeadError")
+GRACE_S = 30  # verl's own end takes its workers first
 
 
 def overrides(recipe: Grpo, execution: Execution, checkpoint: Path, work: Path, train_rows: int) -> list[str]:
@@ -147,22 +152,49 @@ def environment(folder: Path, work: Path, metrics: Path, execution: Execution) -
     return env
 
 
-def end_processes(folder: Path) -> int:
-    """Kill every process of the run `folder`, remove the folder, and return how many processes there were.
-
-    A killed driver takes Ray's daemons along, but not at once, and workers notice only later.
-    """
-    killed = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(RUN) == str(folder) and process.pid != os.getpid():
-                process.kill()
-                killed.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone meanwhile, or another user's
-            continue
-    psutil.wait_procs(killed, timeout=10)
+def end_run(folder: Path) -> int:
+    """Kill every process of the run `folder`, remove the folder, and return how many processes there were."""
+    ended = end_processes(RUN, str(folder))
     shutil.rmtree(folder, ignore_errors=True)
-    return len(killed)
+    return ended
+
+
+def workers(folder: Path) -> set[int]:
+    """Process ids of the run's Ray actors on this machine."""
+    found = set()
+    for process in processes(RUN, str(folder)):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if title.startswith("ray::") and any(name in title for name in WORKERS):
+            found.add(process.pid)
+    return found
+
+
+class Watch:
+    """Notices that a worker of a run is gone for good.
+
+    verl itself does not: an actor that sends weights to a vLLM server that the system killed waits for ever.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: set[int] = set()
+        self.since: float | None = None
+        self.looked = 0.0
+
+    def lost(self) -> bool:
+        """Whether a worker has been missing for `GRACE_S` seconds; looks every few seconds only."""
+        now = time.monotonic()
+        if now - self.looked > GRACE_S / 10:
+            self.looked, alive = now, workers(self.folder)
+            self.seen |= alive
+            if self.seen == alive:
+                self.since = None
+            elif self.since is None:
+                self.since = now
+        return self.since is not None and now - self.since > GRACE_S
 
 
 def last_error(log: Path) -> str:
@@ -173,18 +205,21 @@ def last_error(log: Path) -> str:
     return "\n".join(tail[-ERROR_LINES:])
 
 
-def train(settings: list[str], work: Path, metrics: Path, execution: Execution) -> None:
+def train(
+    settings: list[str], work: Path, metrics: Path, execution: Execution, progress: Callable[[int], None]
+) -> None:
     """Run verl's trainer to its end.
 
     Args:
         settings: `overrides`.
         metrics: file for one line of JSON a step (verl's `file` logger, which empties the file first).
+        progress: called with the number of steps done.
 
     Raises:
         PipelineError: verl failed; with the end of its log. Checkpoints so far stay in `work`.
     """
     folder, log = run_folder(work), metrics.with_suffix(".log")
-    end_processes(folder)
+    end_run(folder)
     folder.mkdir(mode=0o700)
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *settings, f"+ray_kwargs.ray_init._temp_dir={folder}"]
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` is reached
@@ -200,11 +235,21 @@ def train(settings: list[str], work: Path, metrics: Path, execution: Execution) 
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
-            status = child.wait()
+            watch = Watch(folder)
+            while (status := child.poll()) is None and not watch.lost():
+                time.sleep(POLL_S)
+                progress(max(read_metrics(work), default=0))
     finally:
-        end_processes(folder)
+        end_run(folder)
         signal.signal(signal.SIGTERM, before)
-    if status:
+    if status != 0:
+        said = (name for name in LOST if name in log.read_text(errors="replace"))
+        if lost := "killed while verl waited for it" if status is None else next(said, None):
+            raise PipelineError(
+                f"{log}: verl lost one of its worker processes ({lost}); most often the system killed it for its "
+                f"memory: run fewer jobs at once (mem_mb in the profile), or lower cache_mb or raise ranks for "
+                f"grpo_job; the same command continues from the last save. The end of the log:\n{last_error(log)}"
+            )
         raise PipelineError(
             f"{log}: verl ended with status {status}; the same command continues from its last save. "
             f"The end of the log:\n{last_error(log)}"

@@ -1,5 +1,6 @@
 """What the rules share: the DAG of the chosen scale, and how a rule asks it for inputs and identity."""
 
+import os
 import re
 import shlex
 import shutil
@@ -27,11 +28,16 @@ except PipelineError as error:
     raise WorkflowError(str(error)) from None
 SCALE = EXPERIMENT.name
 
-# Snakemake compares `params` with its own notes, and knows nothing of artifacts made by hand or copied without them.
-# Their records tell. To have such a job run, it is given an input that is newer than its record: a file made now, gone
-# when Snakemake ends.
-STALE = EXPERIMENT.stale(Path("results"))
-NOW = tempfile.NamedTemporaryFile(prefix=".stale-", dir="results") if STALE else None
+# Records decide what runs, not dates and not Snakemake's notes: artifacts may be made by hand, copied, or set aside.
+# An input that is settled is `ancient`, whatever its date; a job whose record is of another identity is given an input
+# that is newer than any record: a file made now, gone when Snakemake ends.
+RESULTS = Path("results")
+SURVEY = EXPERIMENT.survey(RESULTS)
+if SURVEY.unsettled and RESULTS.exists() and not os.access(RESULTS, os.W_OK):
+    raise WorkflowError(
+        f"{RESULTS}: cannot be written; make it writable for this user, or its disk"
+    )
+NOW = tempfile.NamedTemporaryFile(prefix="moe-sparsity-") if SURVEY.stale else None
 
 # A job of an engine takes one GPU where there is one; the profile says how many this machine has.
 ON_GPU = shutil.which("nvidia-smi") is not None
@@ -56,8 +62,12 @@ def artifact(stage, wildcards):
 
 
 def records(jobs):
-    """Paths of the jobs' records."""
-    return [f"results/{one.record}" for one in jobs]
+    """Paths of the jobs' records; settled ones are no reason to run what reads them."""
+    paths = {one: f"results/{one.record}" for one in jobs}
+    return [
+        path if one in SURVEY.unsettled else ancient(path)
+        for one, path in paths.items()
+    ]
 
 
 def inputs_of(stage):
@@ -65,16 +75,7 @@ def inputs_of(stage):
 
     def upstream(wildcards):
         one = artifact(stage, wildcards)
-        now = [str(Path("results", Path(NOW.name).name))] if one in STALE else []
+        now = [NOW.name] if one in SURVEY.stale else []
         return records(EXPERIMENT.inputs(one).values()) + now
 
     return upstream
-
-
-def identity_of(stage):
-    """Params function of a stage's rule: the fingerprint. When it changes, and only then, the job runs again."""
-
-    def identity(wildcards):
-        return EXPERIMENT.fingerprint(artifact(stage, wildcards))
-
-    return identity

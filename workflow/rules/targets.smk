@@ -23,16 +23,13 @@ for point in EXPERIMENT.points:
 
 rule report:
     input:
-        f"results/{SCALE}/report/record.json",
+        records(EXPERIMENT.of("report")),
     output:
-        f"results/{SCALE}/report.html",
+        update(f"results/{SCALE}/report.html"),
     log:
         f"logs/{SCALE}/report.html.log",
     localrule: True
     conda:
         ENVIRONMENT
-    params:
-        page=f"results/{SCALE}/report/report.html",
-        identity=EXPERIMENT.fingerprint(Artifact("report", SCALE)),
     shell:
-        "cp {params.page} {output} 2> {log}"
+        "[ -L {output} ] || ln -sf report/report.html {output} 2> {log}"
