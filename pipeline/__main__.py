@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from pipeline import status, verify, why
+from pipeline import plan, status, verify, why
 from pipeline.errors import PipelineError
 
-VERBS = (status, why, verify)
+VERBS = (plan, status, why, verify)
 
 
 def main() -> None:

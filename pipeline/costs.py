@@ -1,151 +1,33 @@
-"""What a job will cost: FLOPs, GPU-hours, peak memory of a GPU, disk. Arithmetic on the grid; nothing is read or run.
+"""What a job takes: FLOPs and disk. Arithmetic on the grid and the registry; nothing is run.
 
-Memory of pre-training, on the GPU that needs most of it (`pretrain_memory`). P_d and P_e are the parameters of this
-rank outside and inside the experts; its T = micro_batch * sequence_length tokens are divided by tp; b is 2 bytes in
-bf16 and 4 in fp32.
-
-    weights       b (P_d + P_e)
-    gradients     4 (P_d + P_e)                               fp32, as they are summed
-    AdamW         A (P_d / replicas + P_e / expert_replicas)  two moments in fp32, and in bf16 the fp32 weights: A = 8, 12
-    activations   a T layer for each layer and micro-batch in flight, and one more for its gradients
-                  a = b (10 d + k d + 3 k f) + 13 E + 32 k + 4 heads
-    logits        (b + 4) V T in bf16, 4 V T in fp32: the logits, and their fp32 copy that becomes the softmax
-
-P_d = layers/pp (4 d^2/tp + 2 d + E d) + V d/tp for the embedding (first stage) and V d/tp + d for the head (last stage);
-P_e = layers/pp E/ep 3 d f. The first of pp stages has min(pp, micro-batches) of them in flight, the last has one.
-What a layer keeps was counted on the tensors that PyTorch saves for the backward pass (tests/test_costs.py); on GPUs it
-has not been compared with a measured peak. The estimate takes the experts' load as even. `RESERVE` is set aside for what
-is not counted: the CUDA context, NCCL's buffers, fragmentation, uneven loads.
+Only pre-training is exact: its tokens are the recipe's, and its FLOPs a token Megatron's count (`grid.Point`). The rest
+is estimated, forward passes at 2 FLOPs a parameter and token, with the tokens assumed below.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
-from pipeline.config import Grpo
+from pipeline.config import Decode, EvalTask, Grpo, Scale
+from pipeline.dag import Dag, Job
 from pipeline.grid import Point
-from pipeline.layouts import Layout
+from pipeline.memory import BYTES
 
-GB = 1e9
-RESERVE = 0.08  # share of a GPU's memory; an assumption
-BYTES = {"fp32": 4, "bf16": 2}
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A kind of GPU, from its maker's data sheet: dense bf16 FLOP/s, and bytes of memory (of 80, 141 and 80 GB)."""
-
-    name: str
-    flops: float
-    memory: float
-
-    @property
-    def usable(self) -> float:
-        return self.memory * (1 - RESERVE)
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (Gpu("h100", 989e12, 80 * GB), Gpu("h200", 989e12, 141 * GB), Gpu("a100", 312e12, 80 * GB))
+# Items of the published test sets, as lm-evaluation-harness reads them.
+ITEMS = {
+    "triviaqa": 17_944,
+    "hellaswag": 10_042,
+    "gsm8k": 1_319,
+    "gsm_plus": 10_552,
+    "mbpp": 500,
+    "mbpp_plus": 378,
+    "humaneval": 164,
+    "humaneval_plus": 164,
 }
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one GPU, by what they hold."""
-
-    weights: float
-    gradients: float = 0.0
-    optimizer: float = 0.0
-    activations: float = 0.0
-    logits: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
-
-
-def layer_activations(point: Point) -> float:
-    """Bytes a token that one layer keeps for the backward pass."""
-    d, f, k, bytes_each = point.hidden, point.ffn, point.topk, BYTES[point.pretrain.dtype]
-    return bytes_each * (10 * d + k * d + 3 * k * f) + 13 * point.experts + 32 * k + 4 * point.heads
-
-
-def pretrain_memory(point: Point, layout: Layout) -> Memory:
-    """Peak of a GPU of the pipeline stage that needs most (module docstring)."""
-    first, last = _stage_memory(point, layout, first=True), _stage_memory(point, layout, first=False)
-    return max(first, last, key=lambda memory: memory.total)
-
-
-def _stage_memory(point: Point, layout: Layout, first: bool) -> Memory:
-    m, recipe, d = point.model, point.pretrain, point.hidden
-    alone, layers = layout.pp == 1, m.layers / layout.pp
-    table = m.vocab_size * d / layout.tp
-    dense = layers * (4 * d * d / layout.tp + 2 * d + point.experts * d)
-    dense += (table if first or alone else 0) + (table + d if not first or alone else 0)
-    experts = layers * point.experts / layout.ep * 3 * d * point.ffn
-    bytes_each = BYTES[recipe.dtype]
-    adam = 8 if bytes_each == 4 else 12
-
-    tokens = recipe.micro_batch * m.sequence_length / layout.tp
-    micro_batches = max(1, recipe.global_batch // (recipe.micro_batch * layout.replicas))
-    in_flight = min(layout.pp, micro_batches) if first else 1
-    has_logits = alone or not first
-    return Memory(
-        weights=bytes_each * (dense + experts),
-        gradients=4 * (dense + experts),
-        optimizer=adam * (dense / layout.replicas + experts / layout.expert_replicas),
-        activations=layer_activations(point) * tokens * (layers * in_flight + 1),
-        # Under tensor parallelism the vocabulary is cut, not the tokens: the same quotient.
-        logits=(bytes_each + 4 if bytes_each == 2 else 4) * m.vocab_size * tokens * has_logits,
-    )
-
-
-def grpo_memory(point: Point, recipe: Grpo, layout: Layout) -> Memory:
-    """verl on FSDP: fp32 weights, gradients and two moments in equal shares, a share of the reference, vLLM's weights.
-
-    Without activations (recomputed a layer at a time) and KV cache, which the profile limits.
-    """
-    share = point.total_params / layout.gpus
-    reference, rollout = BYTES[recipe.dtype] * share, BYTES[recipe.dtype] * point.total_params / layout.tp
-    return Memory(weights=4 * share + reference + rollout, gradients=4 * share, optimizer=8 * share)
-
-
-def serving_memory(point: Point, dtype: str, layout: Layout) -> Memory:
-    """vLLM's weights, cut over the job's GPUs; the KV cache takes what the profile gives it."""
-    return Memory(weights=BYTES[dtype] * point.total_params / layout.gpus)
-
-
-def wider(point: Point, layout: Layout) -> Iterator[Layout]:
-    """Layouts of as many GPUs that cut the point into more parts, those with the fewest parts first."""
-    powers = [2**i for i in range(8)]
-    cuts = [(tp, pp, ep) for tp in powers for pp in powers for ep in powers]
-    for tp, pp, ep in sorted(cuts, key=lambda cut: (math.prod(cut), cut[0] * cut[1], cut[0])):
-        changed = layout.model_copy(update={"tp": tp, "pp": pp, "ep": ep})
-        if math.prod((tp, pp, ep)) > layout.tp * layout.pp * layout.ep and not misfit(point, changed):
-            yield changed
-
-
-def misfit(point: Point, layout: Layout) -> str | None:
-    """Why a pre-training layout cannot cut the point, if so: the rules of `engines.megatron.check_layout`."""
-    m, recipe = point.model, point.pretrain
-    cuts = {
-        "GPUs / (tp * pp)": (layout.gpus, layout.tp * layout.pp),
-        "attention heads / tp": (point.heads, layout.tp),
-        "vocab_size / tp": (m.vocab_size, layout.tp),
-        "sequence_length / tp": (m.sequence_length, layout.tp),
-        "layers / pp": (m.layers, layout.pp),
-        "experts / ep": (point.experts, layout.ep),
-        "GPUs / (pp * ep)": (layout.gpus, layout.pp * layout.ep),
-        "global_batch / (micro_batch * replicas)": (recipe.global_batch, recipe.micro_batch * layout.replicas),
-    }
-    for what, (whole, part) in cuts.items():
-        if part == 0 or whole % part:
-            return f"{what} = {whole} / {part} is not whole"
-    return None
-
-
-# ------------------------------------------------------------------------------------------------------- compute
+OTHER_ITEMS = 1_000  # of a task that is not among them
+# Assumptions: tokens of a question with or without its answer, and of what a model writes before it stops.
+QUESTION_TOKENS, ANSWER_TOKENS = 150, 256
+CHOICES = {"hellaswag": 4}  # requests an item
+TEXT_BYTES = 4  # an assumption: bytes of a source's text for each of its tokens
 
 
 def pretrain_flops(point: Point) -> float:
@@ -167,3 +49,75 @@ def grpo_flops(point: Point, recipe: Grpo) -> float:
     """
     tokens = recipe.steps * recipe.prompts * recipe.rollouts * (recipe.max_prompt + recipe.max_response)
     return 6 * forward_flops(point, tokens)
+
+
+def _items(task: EvalTask) -> int:
+    return min(ITEMS.get(task.task, OTHER_ITEMS), task.limit or 10**9)
+
+
+def evaluation_tokens(stage: str, settings: Any) -> float:
+    """Tokens of prompts and answers that one checkpoint's evaluation reads and writes."""
+    total = 0.0
+    for task in settings.tasks:
+        prompt = (task.shots + 1) * QUESTION_TOKENS
+        if isinstance(settings, Decode):
+            total += _items(task) * (prompt + settings.samples * min(ANSWER_TOKENS, settings.max_tokens))
+            continue
+        written = ANSWER_TOKENS if stage == "benchmark" and task.task not in CHOICES else 0
+        requests = CHOICES.get(task.task, 1) if stage == "benchmark" else 1
+        total += _items(task) * requests * min(prompt + written, settings.max_length)
+    return total
+
+
+def flops(scale: Scale, point: Point, stage: str) -> float:
+    """FLOPs of a stage's job for a point; 0 for stages that compute little."""
+    match stage:
+        case "pretrain":
+            return pretrain_flops(point)
+        case "grpo":
+            assert scale.grpo is not None
+            return grpo_flops(point, scale.grpo)
+        case "benchmark" | "decode" | "taskloss":
+            return forward_flops(point, evaluation_tokens(stage, getattr(scale, stage)))
+    return 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------- disk
+
+
+def source_tokens(dag: Dag, source: str) -> int | None:
+    """Tokens of a source, if the registry says so."""
+    return getattr(dag.datasets[source], "tokens", None)
+
+
+def unknown_tokens(dag: Dag) -> list[str]:
+    """The sources whose size the registry does not say."""
+    return [source for source in dag.datasets if source_tokens(dag, source) is None]
+
+
+def disk(dag: Dag, job: Job) -> float:
+    """Bytes of a job's artifact; 0 where it is small, or a source's size is unknown."""
+    point = dag.points[job.point] if job.point else None
+    tokens = source_tokens(dag, job.source) or 0 if job.source and job.stage in ("corpus", "tokenize") else 0
+    match job.stage:
+        case "corpus":
+            return TEXT_BYTES * tokens
+        case "tokenize":
+            return (2 if dag.scale.model.vocab_size < 65_500 else 4) * tokens  # as Megatron's indexed data set
+        case "pretrain" | "convert":
+            assert point is not None
+            return BYTES[point.pretrain.dtype] * point.total_params
+        case "grpo":
+            assert point is not None and dag.scale.grpo is not None
+            return BYTES[dag.scale.grpo.dtype] * point.total_params
+    return 0.0
+
+
+def state_bytes(dag: Dag, job: Job) -> float:
+    """Bytes of a running job's saves: the newest, and the one before it until that is whole.
+
+    A save holds the weights, and in fp32 the weights again and AdamW's two moments.
+    """
+    if job.stage not in ("pretrain", "grpo") or job.point is None:
+        return 0.0
+    return 2 * (disk(dag, job) + 12 * dag.points[job.point].total_params)
