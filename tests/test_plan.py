@@ -1,6 +1,9 @@
 """`python -m pipeline plan`: figures, what remains, refusals, calibration, and that it writes nothing."""
 
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -135,3 +138,16 @@ def test_a_budget_is_a_guard(tmp_path, capsys, monkeypatch):
 
 def test_an_impossible_mfu_is_refused(capsys, monkeypatch):
     assert plan(capsys, monkeypatch, "--scale", "math", "--mfu", "40")[0] == 2
+
+
+def test_snakemake_plans_the_papers_grid_in_seconds():
+    """5 CPU seconds and 300 MB are the bar (benchmarks/plan.py measures both); processes of other jobs do not count."""
+    command = [str(Path(sys.executable).with_name("snakemake")), "-n", "--config", "scale=math"]
+    process = subprocess.Popen(command, cwd=CONFIG.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with process.stdout as pipe:
+        said = pipe.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, said[-3000:]
+    assert re.search(r"^pretrain_job +65$", said, re.M)
+    assert usage.ru_utime + usage.ru_stime < 5
+    assert usage.ru_maxrss * 1024 < 300e6
