@@ -227,7 +227,8 @@ def totals(plan: Plan, stages: list[str], unit: str) -> list[str]:
         f"its saves: {state:,.1f} GB"
     )
     if unknown := costs.unknown_tokens(plan.dag):
-        lines.append(f"disk is without text and tokens of sources whose size is unknown: {', '.join(unknown)}")
+        named = ", ".join(unknown[:3]) + f" and {len(unknown) - 3} more" * (len(unknown) > 3)
+        lines.append(f"disk is without text and tokens of sources whose size is not in the registry: {named}")
     if plan.device != CPU:
         lines.append(
             f"MFU of pre-training: {plan.mfu:g} of {GPUS[plan.device].flops / 1e12:g} TFLOP/s, stated; other stages: "
