@@ -11,7 +11,7 @@ A point that names a finished checkpoint has `adopt` in place of pretrain and co
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,12 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "decode": ("vllm",),
     "taskloss": ("vllm",),
 }
+
+
+@cache
+def _release(package: str) -> str:
+    """Version of an installed package without its local part; looking it up takes milliseconds."""
+    return metadata.version(package).partition("+")[0]
 
 
 @dataclass(frozen=True)
@@ -323,7 +329,7 @@ class Dag:
         own = getattr(scale, job.stage).model_dump()
         if job.stage == "convert" and job.variant and point:
             return {"convert": own, "step": point.kept[job.variant]}
-        engines = {name: metadata.version(name).partition("+")[0] for name in ENGINES.get(job.stage, ())}
+        engines = {name: _release(name) for name in ENGINES.get(job.stage, ())}
         return {job.stage: own} | ({"engines": engines} if engines else {})
 
     def fingerprint(self, job: Job) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipeline.engines.megatron import BALANCES
 from pipeline.grid import Point
 
 
@@ -16,7 +17,7 @@ class StepResult:
     """One optimizer step, the same on every rank. Losses are means over the global batch."""
 
     loss: float
-    load_balance: float  # E / (k T^2) sum_e (sum_t p_te) n_e, mean over micro-batches and layers; 1 is perfect balance
+    load_balance: float  # E / (k T^2) sum_e (sum_t p_te) n_e, mean over scopes (T tokens) and layers; 1 is perfect
     z_loss: float  # mean squared logsumexp of the router's logits
     grad_norm: float  # before clipping
     lr: float
@@ -50,7 +51,9 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.weights = model  # its names are those of checkpoints
         wrapped = Float16Module(config, model) if config.bf16 else model
-        self.model = DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), wrapped)
+        # Each data parallel rank holds its share of the optimizer's state: 12 bytes a parameter over all of them.
+        sharing = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+        self.model = DistributedDataParallel(config, sharing, wrapped)
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
@@ -62,6 +65,7 @@ class Trainer:
                 adam_eps=recipe.adam_eps,
                 clip_grad=recipe.clip_grad,
                 bf16=config.bf16,
+                use_distributed_optimizer=True,
                 params_dtype=config.params_dtype,
             ),
             [self.model],
@@ -145,8 +149,8 @@ class Trainer:
         _, grad_norm, _ = self.optimizer.step()
         self.schedule.step(self.recipe.global_batch)
         # Every rank adds what it has: losses are on the last pipeline stage, router losses where their layer is.
-        tracked = get_moe_layer_wise_logging_tracker()
-        router = [tracked[k]["values"].sum() if k in tracked else 0.0 for k in ("load_balancing_loss", "z_loss")]
+        tracked, names = get_moe_layer_wise_logging_tracker(), (BALANCES[self.recipe.balance][1], "z_loss")
+        router = [tracked[k]["values"].sum() if k in tracked else 0.0 for k in names]
         loss, balance, z_loss, stops = self._reduce([sum(x["loss"] for x in losses), *router, float(stop)])
         clear_aux_losses_tracker()
         micro = self.micro_batches * self.replicas
@@ -173,7 +177,9 @@ class Trainer:
 
     def _state(self, is_loading: bool) -> dict[str, Any]:
         model = self.weights.sharded_state_dict()
-        optimizer = self.optimizer.sharded_state_dict(model, is_loading=is_loading)
+        # Readable on another number of data parallel ranks, and written by all of them at once.
+        form = {"distrib_optim_sharding_type": "dp_reshardable"}
+        optimizer = self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=form)
         return {"model": model, "optimizer": optimizer, "schedule": self.schedule.state_dict()}
 
     def save(self, folder: Path) -> None:
@@ -182,11 +188,27 @@ class Trainer:
 
         dist_checkpointing.save(self._state(is_loading=False), str(folder))
 
+    @torch.no_grad()  # fp32 shards are views of the weights
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. Called on all ranks, once, before the first step."""
         from megatron.core import dist_checkpointing
 
-        state = dist_checkpointing.load(self._state(is_loading=True), str(folder))
-        self.weights.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        # Megatron's distributed optimizer 0.16.1 loads into a torch AdamW that has taken a step, and loses the
+        # number of steps on the way.
+        for group, state in self._adam():
+            for shard in group["params"]:
+                state[shard] = {name: torch.zeros_like(shard) for name in ("exp_avg", "exp_avg_sq")}
+                state[shard]["step"] = torch.tensor(0.0, device=shard.device)
+        saved = dist_checkpointing.load(self._state(is_loading=True), str(folder))
+        self.weights.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        for group, state in self._adam():
+            for shard in group["params"]:
+                state[shard]["step"] = torch.tensor(float(group["step"]), device=shard.device)
+
+    def _adam(self) -> Iterator[tuple[dict[str, Any], dict[Any, Any]]]:
+        """Parameter groups of torch's optimizers inside Megatron's, each with the state of its optimizer."""
+        for wrapped in self.optimizer.chained_optimizers:
+            for group in wrapped.optimizer.param_groups:
+                yield group, wrapped.optimizer.state

@@ -39,3 +39,15 @@ rule report:
         ENVIRONMENT
     shell:
         "[ -L {output} ] || ln -sf report/report.html {output} 2> {log}"
+
+
+rule plan:
+    log:
+        f"logs/{SCALE}/plan.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        scale=SCALE,
+    shell:
+        "python -m pipeline plan --scale {params.scale} 2>&1 | tee {log}"
