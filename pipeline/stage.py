@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -18,11 +19,14 @@ from typing import Any
 from pipeline import artifact
 from pipeline.artifact import RECORD, FileEntry, InputEntry, Record
 from pipeline.config import Scale
-from pipeline.dag import STAGES, Dag, Job
+from pipeline.dag import EVALUATIONS, STAGES, Dag, Job
 from pipeline.engines.device import Execution, prepare_environment
+from pipeline.engines.scheduler import notice
+from pipeline.engines.slots import own_devices
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
 
+ON_DEVICE = ("pretrain", "grpo", *EVALUATIONS)  # stages that use the GPUs they are given
 PACKAGES = ("torch", "megatron-core", "transformers", "vllm", "verl", "lm-eval", "pyarrow", "pandas", "numpy")
 
 
@@ -190,7 +194,8 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
             raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
         execution = Execution.from_arguments(args)
         prepare_environment(execution, offline=stage != "corpus")
-        record = execute(dag, job, run, args.results, execution)
+        with notice(), own_devices(execution) if stage in ON_DEVICE else nullcontext():
+            record = execute(dag, job, run, args.results, execution)
     except PipelineError as error:
         print(f"error: {error}", flush=True)
         sys.exit(1)
