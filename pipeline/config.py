@@ -24,6 +24,7 @@ Rate = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 DType = Literal["fp32", "bf16"]
+Balance = Literal["micro_batch", "sequence"]
 DTYPES: dict[DType, str] = {"fp32": "float32", "bf16": "bfloat16"}  # as torch, vLLM and verl call them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -74,7 +75,7 @@ class Pretrain(Strict):
 
     steps: Positive
     global_batch: Positive = Field(description="sequences a step")
-    micro_batch: Positive = Field(description="sequences; identity, because Megatron's aux_loss is per micro-batch")
+    micro_batch: Positive = Field(description="sequences; identity, because of `balance: micro_batch`")
     lr: Rate
     min_lr: NonNegative
     warmup_steps: int = Field(0, ge=0)
@@ -86,6 +87,7 @@ class Pretrain(Strict):
     adam_eps: Rate = 1e-8
     clip_grad: NonNegative = 1.0
     aux_loss: NonNegative = 1e-2
+    balance: Balance = Field("micro_batch", description="the tokens over which aux_loss wants experts used evenly")
     z_loss: NonNegative = 1e-3
     dtype: DType = "bf16"
     seed: int = 1234
@@ -336,14 +338,15 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _resolve_extends(scales: dict[str, Any], name: str, path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def resolve_extends(scales: dict[str, Any], name: str, path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The mapping `scales[name]` with what it `extends` underneath."""
     scale = dict(scales[name] or {})
     parent = scale.pop("extends", None)
     if parent is None:
         return scale
     if parent not in scales or parent in (*seen, name):
         raise PipelineError(f"{path}: scales.{name}.extends: '{parent}' is not another scale of this file")
-    return merge(_resolve_extends(scales, parent, path, (*seen, name)), scale)
+    return merge(resolve_extends(scales, parent, path, (*seen, name)), scale)
 
 
 def explain(error: ValidationError, path: Path | str, prefix: str = "") -> PipelineError:
@@ -357,7 +360,8 @@ def explain(error: ValidationError, path: Path | str, prefix: str = "") -> Pipel
     return PipelineError("\n".join(lines))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping, as plain data."""
     try:
         data = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -376,10 +380,10 @@ def load_grid(path: Path | str = "config/grid.yaml") -> Grid:
         PipelineError: one line for each wrong key, with its path, what was found and what is allowed.
     """
     path = Path(path)
-    data = _read_yaml(path)
+    data = read_yaml(path)
     scales = data.get("scales")
     if isinstance(scales, dict):
-        data["scales"] = {name: _resolve_extends(scales, name, path) for name in scales}
+        data["scales"] = {name: resolve_extends(scales, name, path) for name in scales}
     try:
         return Grid.model_validate(data)
     except ValidationError as error:
@@ -390,7 +394,7 @@ def load_sources(path: Path | str = "config/sources.yaml") -> Sources:
     """Read and check the registry of data sets and tokenizers (see `load_grid` for errors)."""
     path = Path(path)
     try:
-        return Sources.model_validate(_read_yaml(path))
+        return Sources.model_validate(read_yaml(path))
     except ValidationError as error:
         raise explain(error, path) from None
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from pipeline.config import Balance
 from pipeline.engines import megatron_patches
 from pipeline.engines.device import Execution
 from pipeline.errors import PipelineError
@@ -31,6 +32,15 @@ for message in (
     "Please use DTensor",
 ):
     warnings.filterwarnings("ignore", message=message)
+
+
+# Scope of the load-balancing loss -> Megatron's name for it, and the name under which Megatron tracks its value.
+# Megatron's third, global_aux_loss, is left out: its token counts are a running mean over the micro-batches so far, so
+# that results depend on micro-batch and on data parallel ranks as well, and it weakens the loss by the latter.
+BALANCES: dict[Balance, tuple[str, str]] = {
+    "micro_batch": ("aux_loss", "load_balancing_loss"),
+    "sequence": ("seq_aux_loss", "seq_load_balancing_loss"),
+}
 
 
 def check_layout(point: Point, execution: Execution) -> None:
@@ -127,7 +137,7 @@ def build_model(point: Point, execution: Execution, device: torch.device, dtype:
         moe_router_topk=point.topk,
         moe_router_pre_softmax=False,
         moe_router_dtype="fp32",
-        moe_router_load_balancing_type="aux_loss",
+        moe_router_load_balancing_type=BALANCES[recipe.balance][0],
         moe_aux_loss_coeff=recipe.aux_loss,
         moe_z_loss_coeff=recipe.z_loss or None,
         moe_token_dispatcher_type="alltoall" if execution.on_gpu else "allgather",

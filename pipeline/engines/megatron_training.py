@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipeline.engines.megatron import BALANCES
 from pipeline.grid import Point
 
 
@@ -16,7 +17,7 @@ class StepResult:
     """One optimizer step, the same on every rank. Losses are means over the global batch."""
 
     loss: float
-    load_balance: float  # E / (k T^2) sum_e (sum_t p_te) n_e, mean over micro-batches and layers; 1 is perfect balance
+    load_balance: float  # E / (k T^2) sum_e (sum_t p_te) n_e, mean over scopes (T tokens) and layers; 1 is perfect
     z_loss: float  # mean squared logsumexp of the router's logits
     grad_norm: float  # before clipping
     lr: float
@@ -145,8 +146,8 @@ class Trainer:
         _, grad_norm, _ = self.optimizer.step()
         self.schedule.step(self.recipe.global_batch)
         # Every rank adds what it has: losses are on the last pipeline stage, router losses where their layer is.
-        tracked = get_moe_layer_wise_logging_tracker()
-        router = [tracked[k]["values"].sum() if k in tracked else 0.0 for k in ("load_balancing_loss", "z_loss")]
+        tracked, names = get_moe_layer_wise_logging_tracker(), (BALANCES[self.recipe.balance][1], "z_loss")
+        router = [tracked[k]["values"].sum() if k in tracked else 0.0 for k in names]
         loss, balance, z_loss, stops = self._reduce([sum(x["loss"] for x in losses), *router, float(stop)])
         clear_aux_losses_tracker()
         micro = self.micro_batches * self.replicas
