@@ -77,8 +77,8 @@ class Slurm:
 
     def __init__(self, folder: Path, nodes: int = 1) -> None:
         self.folder, self.nodes = folder, nodes
-        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
-        self.environment = {k: v for k, v in self.environment.items() if not k.startswith(("SBATCH_", "SLURM_JOB"))}
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SLURM_"))}
+        self.environment["PATH"] = f"{folder / 'bin'}:{self.environment['PATH']}"
         self.daemons: list[subprocess.Popen] = []
 
     def run(self, *command: str, timeout: float = 60) -> str:
@@ -108,6 +108,12 @@ class Slurm:
             "gpus": GPUS,
         }
         (folder / "slurm.conf").write_text(CONFIGURATION.format(**settings))
+        # Snakemake's plugin takes SLURM_CONF out of the environment of its job steps: each client is told by a wrapper.
+        (folder / "bin").mkdir()
+        for name in (*PROGRAMS[1:], "squeue", "scontrol", "scancel", "sinfo"):
+            wrapper = folder / "bin" / name
+            wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which(name)} "$@"\n')
+            wrapper.chmod(0o755)
         for i in range(GPUS):  # Slurm wants a file for each GPU and does not open it
             (folder / f"gpu{i}").touch()
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")

@@ -12,11 +12,12 @@ rule benchmark_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=720,
-        gpus=GPUS,
+        mem_mb=need("benchmark", "mem_mb"),
+        runtime=need("benchmark", "runtime"),
+        gpus=need("benchmark", "gpus"),
+        gres=need("benchmark", "gres"),
         device="auto",
-        ranks=1,
+        ranks=need("benchmark", "ranks"),
         cache_mb=256,
     params:
         scale=SCALE,

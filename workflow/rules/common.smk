@@ -13,7 +13,10 @@ from pipeline.dag import (
     Dag as Experiment,
 )  # Snakefiles share their names with Snakemake itself
 from pipeline.dag import Job as Artifact
+from pipeline.engines.scheduler import forward_notice
 from pipeline.errors import PipelineError
+from pipeline.layouts import Layout, Layouts
+from pipeline.needs import needs
 
 unknown = set(config) - {"scale"}
 if unknown:
@@ -23,6 +26,8 @@ if unknown:
 
 try:
     EXPERIMENT = Experiment.load(config.get("scale"))
+    LAYOUTS = Layouts.load(EXPERIMENT.name)
+    LAYOUTS.check(EXPERIMENT.points)
 except PipelineError as error:
     raise WorkflowError(str(error)) from None
 SCALE = EXPERIMENT.name
@@ -33,15 +38,18 @@ SCALE = EXPERIMENT.name
 STALE = EXPERIMENT.stale(Path("results"))
 NOW = tempfile.NamedTemporaryFile(prefix=".stale-", dir="results") if STALE else None
 
-# A job of an engine takes one GPU where there is one; the profile says how many this machine has.
 ON_GPU = shutil.which("nvidia-smi") is not None
-GPUS = 1 if ON_GPU else 0
 
 # For those who run with --software-deployment-method conda. Ignored otherwise.
 ENVIRONMENT = "../envs/cuda.yaml" if ON_GPU else "../envs/cpu.yaml"
 
-# Jobs run in the environment that runs Snakemake, whether or not it is activated.
-shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+# Jobs run in the environment that runs Snakemake, whether or not it is activated. SIGTERM, with which schedulers give
+# notice, is for the stage (which sets a handler): its shell stays, or the job would be over before the stage has saved.
+shell.prefix(
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; trap '' TERM; "
+)
+if workflow.remote_exec:  # this is the Snakemake inside a cluster job
+    forward_notice()
 
 
 wildcard_constraints:
@@ -78,3 +86,40 @@ def identity_of(stage):
         return EXPERIMENT.fingerprint(artifact(stage, wildcards))
 
     return identity
+
+
+def layout_of(stage, point):
+    """How wide a job runs: as config/layouts.yaml says under a cluster's profile, else as one process.
+
+    Profiles switch by a default resource, `layout=released` or `layout=single`.
+    """
+    given = workflow.resource_settings.default_resources or {}
+    chosen = given["layout"].raw if "layout" in given else None
+    if chosen is None and workflow.non_local_exec and not workflow.dryrun:
+        raise WorkflowError(
+            "--default-resources: `layout=released` (GPUs and nodes from config/layouts.yaml) or `layout=single` is "
+            "missing; on the command line, --default-resources replaces all those of the profile"
+        )
+    if chosen not in (None, "single", "released"):
+        raise WorkflowError(
+            f"--default-resources layout={chosen}: it is `single` or `released`"
+        )
+    released = chosen == "released"
+    layout = LAYOUTS.of(point, stage) if released and point else Layout()
+    return layout, released or ON_GPU
+
+
+def need(stage, name):
+    """Resource function of a stage's rule: what its job asks for (pipeline/needs.py), or a size of its layout."""
+
+    def value(wildcards):
+        point = wildcards.get("point")
+        layout, on_gpu = layout_of(stage, point)
+        if name in ("tp", "pp", "ep"):
+            return getattr(layout, name)
+        if name == "ranks":
+            return layout.gpus_per_node
+        known = EXPERIMENT.points[point] if point else None
+        return getattr(needs(stage, known, layout, on_gpu), name)
+
+    return value

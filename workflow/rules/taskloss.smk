@@ -12,11 +12,12 @@ rule taskloss_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=720,
-        gpus=GPUS,
+        mem_mb=need("taskloss", "mem_mb"),
+        runtime=need("taskloss", "runtime"),
+        gpus=need("taskloss", "gpus"),
+        gres=need("taskloss", "gres"),
         device="auto",
-        ranks=1,
+        ranks=need("taskloss", "ranks"),
         cache_mb=256,
     params:
         scale=SCALE,
