@@ -19,6 +19,7 @@ rule all:
     default_target: True
     input:
         f"results/{SCALE}/report.html",
+        records(EXPERIMENT.jobs),  # Snakemake does not miss what lies between artifacts that are there
 
 
 include: "workflow/rules/targets.smk"

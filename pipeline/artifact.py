@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -71,24 +71,35 @@ class FileEntry(BaseModel):
 
 
 class InputEntry(BaseModel):
-    """One upstream artifact: its role, where it lay, and the digest of its record (which holds all others)."""
+    """One upstream artifact: its role, where it lay, its identity and the digest of its content (`Record.content`)."""
 
     model_config = ConfigDict(extra="forbid")
     name: str
     path: str
     fingerprint: str
-    sha256: str
+    content: str
+
+
+class Acceptance(BaseModel):
+    """That someone kept an artifact on purpose although its identity had changed (`python -m pipeline accept`)."""
+
+    model_config = ConfigDict(extra="forbid")
+    fingerprint: str  # the identity it was made with
+    changes: list[str]
+    reason: str
+    when: str
 
 
 class Record(BaseModel):
     """What a stage says about what it made. Downstream code reads this, never logs.
 
-    `cpu_s` and `peak_rss_mb` are of the stage's process and its finished children. Ray's processes, in which GRPO
-    runs, are not among them.
+    `outputs` and `metrics` are the artifact's content: on a CPU they follow from its identity alone, byte for byte.
+    What was measured while making it is in `timing`, `wall_s`, `cpu_s` and `peak_rss_mb`; the last two are of the
+    stage's process and its finished children. Ray's processes, in which GRPO runs, are not among them.
     """
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: int = 1
+    schema_version: Literal[2] = 2
     stage: str
     stage_version: int
     scale: str
@@ -100,6 +111,7 @@ class Record(BaseModel):
     inputs: list[InputEntry]
     outputs: list[FileEntry]
     metrics: dict[str, Any]
+    timing: dict[str, float] = {}
     versions: dict[str, str]
     commit: str | None
     hardware: dict[str, Any]
@@ -108,6 +120,32 @@ class Record(BaseModel):
     wall_s: float
     cpu_s: float
     peak_rss_mb: float
+    accepted: list[Acceptance] = []
+    digest: str = ""  # SHA-256 of this record's text with this field empty
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of outputs and metrics: what whoever reads the artifact depends on."""
+        made = {"outputs": [entry.model_dump() for entry in self.outputs], "metrics": self.metrics}
+        return hashlib.sha256(canonical(made).encode()).hexdigest()
+
+    def text(self) -> str:
+        """The one text of this record, its digest filled in."""
+        plain = self.model_copy(update={"digest": ""}).model_dump_json(indent=2)
+        sealed = self.model_copy(update={"digest": hashlib.sha256(plain.encode()).hexdigest()})
+        return sealed.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def parse(cls, text: str) -> "Record":
+        """A record from its text.
+
+        Raises:
+            ValueError: not a record, or not byte for byte the text that was written.
+        """
+        record = cls.model_validate_json(text)
+        if record.text() != text:
+            raise ValueError("its text is not what was written")
+        return record
 
 
 def manifest(folder: Path) -> list[FileEntry]:
@@ -125,16 +163,20 @@ def read_record(folder: Path) -> Record:
         PipelineError: there is none, or it is not a record.
     """
     path = folder / RECORD
+    if not path.exists() and (folder / RECORD_COPY).exists():
+        path = folder / RECORD_COPY  # Snakemake takes a record away while another launch looks at its job
     try:
-        return Record.model_validate_json(path.read_text())
+        return Record.parse(path.read_text())
     except FileNotFoundError:
         raise PipelineError(f"{path}: not there yet; `snakemake --cores 2 {path}` makes it") from None
-    except ValidationError as error:
-        raise PipelineError(f"{path}: not a record ({error.error_count()} faults); {_remake(folder)}") from None
+    except ValueError as error:
+        what = f"{error.error_count()} faults" if isinstance(error, ValidationError) else str(error)
+        raise PipelineError(f"{path}: not a whole record ({what}); {remake(folder)}") from None
 
 
-def _remake(folder: Path) -> str:
-    return f"delete {folder / RECORD} and run snakemake again: it is made anew and nothing else is touched"
+def remake(folder: Path) -> str:
+    """The way out of a damaged artifact, for the end of a message."""
+    return f"`python -m pipeline verify {folder}` sets it aside, and the next run makes it anew"
 
 
 def check_files(folder: Path, record: Record) -> None:
@@ -148,12 +190,12 @@ def check_files(folder: Path, record: Record) -> None:
     for entry in record.outputs:
         path = folder / entry.path
         if not path.is_file():
-            raise PipelineError(f"{path}: missing; {_remake(folder)}")
+            raise PipelineError(f"{path}: missing; {remake(folder)}")
         size = path.stat().st_size
         if size != entry.bytes:
-            raise PipelineError(f"{path}: {size} bytes where {entry.bytes} were published; {_remake(folder)}")
+            raise PipelineError(f"{path}: {size} bytes where {entry.bytes} were published; {remake(folder)}")
         if size <= FULL_CHECK_BYTES and sha256_file(path) != entry.sha256:
-            raise PipelineError(f"{path}: its content is not what was published; {_remake(folder)}")
+            raise PipelineError(f"{path}: its content is not what was published; {remake(folder)}")
 
 
 def fsync_tree(folder: Path) -> None:
@@ -181,8 +223,8 @@ def _published(folder: Path) -> set[str]:
     """Top-level names of the files an earlier record of the folder lists."""
     for name in (RECORD, RECORD_COPY):
         try:
-            record = Record.model_validate_json((folder / name).read_text())
-        except (FileNotFoundError, ValidationError):
+            record = Record.parse((folder / name).read_text())
+        except (FileNotFoundError, ValueError):
             continue
         return {Path(entry.path).parts[0] for entry in record.outputs}
     return set()
@@ -202,29 +244,54 @@ def publish(made: Path, folder: Path, record: Record) -> None:
     for name in before | {entry.name for entry in made.iterdir()}:  # never a file that no record ever listed
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for torn in folder.glob(".*.tmp"):  # of a write_atomic that was killed
+        torn.unlink()
     for entry in made.iterdir():
         entry.replace(folder / entry.name)
     fsync_tree(folder)
-    text = record.model_dump_json(indent=2) + "\n"
+    write_record(folder, record)
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write both copies of a record, the one Snakemake knows last."""
+    text = record.text()
     write_atomic(folder / RECORD_COPY, text)
     write_atomic(folder / RECORD, text)
 
 
-def restore(folder: Path, wanted: str) -> Record | None:
-    """Put back the record of an artifact that is whole and has the fingerprint `wanted`, if there is one.
+def restore(folder: Path, wanted: str, contents: dict[str, str]) -> Record | None:
+    """Put back the record of an artifact that is whole and is the one wanted, if there is one.
 
     Snakemake deletes the record of a job whose end it did not see, although the job may have finished as an orphan.
+
+    Args:
+        wanted: the fingerprint it must have.
+        contents: the content its inputs have now, by role; what was made from other content is not wanted.
     """
     try:
         text = (folder / RECORD_COPY).read_text()
-        record = Record.model_validate_json(text)
-        if record.fingerprint != wanted:
+        record = Record.parse(text)
+        if record.fingerprint != wanted or {entry.name: entry.content for entry in record.inputs} != contents:
             return None
         check_files(folder, record)
-    except (FileNotFoundError, ValidationError, PipelineError):
+    except (FileNotFoundError, ValueError, PipelineError):
         return None
-    write_atomic(folder / RECORD, text)
+    path = folder / RECORD
+    if not path.exists() or path.read_text() != text:
+        write_atomic(path, text)
     return record
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock on `path`."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextmanager

@@ -7,14 +7,13 @@ here needs an engine, so that planning a grid takes milliseconds.
         \\-> tokenizer -/            \\_____________\\-> benchmark, decode, taskloss -> table -> figures -> report
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import RECORD, fingerprint
+from pipeline.artifact import RECORD, Record, fingerprint
 from pipeline.config import Grid, Source, Sources, Tokenizer, load_grid, load_sources
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
@@ -35,6 +34,7 @@ STAGES: dict[str, int] = {
     "figures": 1,
     "report": 1,
 }
+STATE = ".state"  # folder of unfinished work below the results folder, with the jobs' own folders inside
 EVALUATIONS = ("benchmark", "decode", "taskloss")
 BASE, GRPO = "base", "grpo"
 
@@ -74,6 +74,11 @@ class Job:
     def record(self) -> Path:
         """The artifact's record, relative to the results folder."""
         return self.folder / RECORD
+
+    @property
+    def log(self) -> Path:
+        """The job's log, relative to the repository (workflow/rules write it)."""
+        return Path("logs", self.folder.parent, f"{self.folder.name}.log")
 
     @property
     def label(self) -> str:
@@ -220,16 +225,42 @@ class Dag:
             )
         return self._fingerprints[job]
 
-    def stale(self, results: Path) -> set[Job]:
-        """The jobs whose record below `results` says another fingerprint than the configuration asks for."""
-        found = set()
+    def survey(self, results: Path) -> "Survey":
+        """Compare every job with its record below `results`. Reads records only; checks no file."""
+        found: dict[Job, tuple[str, str, dict[str, str]] | None] = {}
         for job in self.jobs:
             try:
-                recorded = json.loads((results / job.record).read_bytes())["fingerprint"]
+                record = Record.parse((results / job.record).read_text())
             except FileNotFoundError:
                 continue
-            except (ValueError, KeyError, TypeError):
-                recorded = None  # not a record
-            if recorded != self.fingerprint(job):
-                found.add(job)
-        return found
+            except ValueError:
+                found[job] = None  # not a record
+                continue
+            found[job] = (record.fingerprint, record.content, {entry.name: entry.content for entry in record.inputs})
+        stale: set[Job] = set()
+        unsettled: set[Job] = set()
+        for job in self.jobs:  # upstream first
+            upstream = self.inputs(job)
+            made = found.get(job)
+            if job in found and (made is None or made[0] != self.fingerprint(job)):
+                stale.add(job)
+            elif made is not None:
+                now = {name: found[one] for name, one in upstream.items() if one in found}
+                if any(have is None or have[1] != made[2].get(name) for name, have in now.items()):
+                    stale.add(job)  # its input was made again and came out otherwise, as on a GPU
+            if job not in found or job in stale or not unsettled.isdisjoint(upstream.values()):
+                unsettled.add(job)
+        return Survey(frozenset(stale), frozenset(unsettled))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a scale's records say.
+
+    Attributes:
+        stale: jobs with a record of another identity, or made from other content than their inputs have now.
+        unsettled: those, the jobs without a record, and all that is downstream of either.
+    """
+
+    stale: frozenset[Job]
+    unsettled: frozenset[Job]

@@ -1,6 +1,7 @@
 """What every stage's command line does around its `run`: settings, inputs, lock, state, publication, record."""
 
 import argparse
+import json
 import os
 import platform
 import resource
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,16 +18,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact
+from pipeline import artifact, faults
 from pipeline.artifact import RECORD, FileEntry, InputEntry, Record
 from pipeline.config import Scale
-from pipeline.dag import EVALUATIONS, STAGES, Dag, Job
-from pipeline.engines.device import Execution, prepare_environment
+from pipeline.dag import EVALUATIONS, STAGES, STATE, Dag, Job
+from pipeline.engines.device import Execution, end_processes, prepare_environment
 from pipeline.engines.scheduler import notice
 from pipeline.engines.slots import own_devices
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
+from pipeline.progress import PROGRESS, Progress
 
+JOB = "MOE_SPARSITY_JOB"  # environment variable by which the processes of a job are known
+FAILURE = "failure.json"  # the last error of a job; gone when it succeeds
+HISTORY = "history.jsonl"  # a line each time a job was begun and published, for good (Snakemake deletes logs)
 ON_DEVICE = ("pretrain", "grpo", *EVALUATIONS)  # stages that use the GPUs they are given
 PACKAGES = ("torch", "megatron-core", "transformers", "vllm", "verl", "lm-eval", "pyarrow", "pandas", "numpy")
 
@@ -38,6 +44,8 @@ class Context:
         inputs: folder of each upstream artifact by role (`Dag.inputs`), already checked against its record.
         state: folder of this fingerprint's unfinished work; survives kills; on the file system of `out`.
         out: empty folder; what is in it when `run` returns is published.
+        progress: call it with (done, total, unit) now and then; `python -m pipeline status` shows it.
+        timing: what `run` measured, for the record; it is not part of the artifact's content.
     """
 
     job: Job
@@ -46,7 +54,9 @@ class Context:
     state: Path
     out: Path
     execution: Execution
+    progress: Progress
     records: dict[str, Record] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
 
     @property
     def scale(self) -> Scale:
@@ -100,11 +110,11 @@ def _read_inputs(dag: Dag, job: Job, results: Path) -> tuple[dict[str, Path], di
                 f"{folder / RECORD}: made with other settings ({record.fingerprint}) than the configuration "
                 f"now asks for ({wanted}); `snakemake --cores 2 {folder / RECORD}` makes it anew"
             )
-        artifact.check_files(folder, record)
-        digest = artifact.sha256_file(folder / RECORD)
         folders[name], records[name] = folder, record
         entries.append(
-            InputEntry(name=name, path=upstream.folder.as_posix(), fingerprint=record.fingerprint, sha256=digest)
+            InputEntry(
+                name=name, path=upstream.folder.as_posix(), fingerprint=record.fingerprint, content=record.content
+            )
         )
     return folders, records, entries
 
@@ -123,12 +133,19 @@ def execute(
     """
     execution = execution or Execution()
     folder, wanted = results / job.folder, dag.fingerprint(job)
-    state_root = results / ".state" / job.folder
+    state_root = results / STATE / job.folder
     with artifact.locked(state_root / "lock"):
-        if (record := artifact.restore(folder, wanted)) is not None:
-            print(f"[{job.label}] already made, whole and with this fingerprint", flush=True)
-            return record
+        # Whoever held the lock before is dead; a rank or a worker of its may still be writing.
+        mark = str(state_root.resolve())
+        if ended := end_processes(JOB, mark):
+            print(f"[{job.label}] ended {ended} processes that a killed launch left behind", flush=True)
         inputs, records, entries = _read_inputs(dag, job, results)
+        if (record := artifact.restore(folder, wanted, {e.name: e.content for e in entries})) is not None:
+            print(f"[{job.label}] already made, whole and with this fingerprint", flush=True)
+            _tidy(state_root)  # it was killed between its publication and this
+            return record
+        for name, made in records.items():
+            artifact.check_files(inputs[name], made)
         for stale in state_root.glob("work-*"):  # unfinished work under settings nobody asks for any more
             if stale.name != f"work-{wanted}":
                 shutil.rmtree(stale)
@@ -137,7 +154,14 @@ def execute(
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         started, begun = datetime.now(UTC), time.monotonic()
-        metrics = run(Context(job, dag, inputs, state, out, execution, records))
+        _note(state_root, "begun", wanted)
+        print(f"[{job.label}] begun {started.isoformat(timespec='seconds')}", flush=True)
+        ctx = Context(job, dag, inputs, state, out, execution, Progress(state_root), records)
+        os.environ[JOB] = mark
+        try:
+            metrics = run(ctx)
+        finally:
+            del os.environ[JOB]
         cpu, rss = _usage()
         outputs: list[FileEntry] = artifact.manifest(out)
         record = Record(
@@ -152,6 +176,7 @@ def execute(
             inputs=entries,
             outputs=outputs,
             metrics=metrics,
+            timing={name: float(value) for name, value in ctx.timing.items()},
             versions=_versions(),
             commit=_commit(),
             hardware={"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -162,9 +187,33 @@ def execute(
             peak_rss_mb=round(rss, 1),
         )
         artifact.publish(out, folder, record)
-        shutil.rmtree(state)
-        out.rmdir()
+        _note(state_root, "published", wanted)
+        _tidy(state_root)
     return record
+
+
+def _tidy(state_root: Path) -> None:
+    """Remove what a published artifact has no more use for; its lock and its history stay."""
+    for folder in (*state_root.glob("work-*"), state_root / "out"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in (FAILURE, PROGRESS):
+        (state_root / name).unlink(missing_ok=True)
+
+
+def _note(state_root: Path, event: str, wanted: str) -> None:
+    note = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), "fingerprint": wanted}
+    with (state_root / HISTORY).open("a") as history:
+        history.write(json.dumps(note | {"pid": os.getpid(), "host": platform.node()}) + "\n")
+
+
+def _note_failure(state_root: Path, message: str) -> None:
+    """Keep an error's last words for `python -m pipeline status`."""
+    try:
+        state_root.mkdir(parents=True, exist_ok=True)
+        note = {"error": message, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        artifact.write_atomic(state_root / FAILURE, json.dumps(note))
+    except OSError:
+        pass  # the disk is what failed; the log has the message
 
 
 def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) -> None:
@@ -185,6 +234,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
             parser.add_argument(f"--{name}", required=True)
     Execution.add_arguments(parser)
     args = parser.parse_args()
+    state_root = None
     try:
         dag = Dag.load(args.scale, args.config)
         unit = {name: getattr(args, name) for name, stages in kinds.items() if stage in stages}
@@ -192,11 +242,17 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
         if job not in dag.jobs:
             known = ", ".join(sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(stage)}))
             raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
+        state_root = args.results / STATE / job.folder
         execution = Execution.from_arguments(args)
         prepare_environment(execution, offline=stage != "corpus")
         with notice(), own_devices(execution) if stage in ON_DEVICE else nullcontext():
             record = execute(dag, job, run, args.results, execution)
-    except PipelineError as error:
-        print(f"error: {error}", flush=True)
+    except Exception as error:
+        message = str(error) if isinstance(error, PipelineError) else faults.explain(error, args.results)
+        if not isinstance(error, PipelineError):
+            traceback.print_exc()
+        if state_root is not None:
+            _note_failure(state_root, message or f"{type(error).__name__}: {error}")
+        print(f"error: {message or error}", flush=True)
         sys.exit(1)
     print(f"[{job.label}] {args.results / job.record}: {record.wall_s:.1f} s, {len(record.outputs)} files", flush=True)

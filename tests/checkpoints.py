@@ -11,6 +11,7 @@ import yaml
 from pipeline.artifact import Record
 from pipeline.dag import Dag, Job
 from pipeline.engines.device import Execution
+from pipeline.progress import Progress
 from pipeline.stage import Context, execute
 from pipeline.stages import corpus, tokenizer
 
@@ -131,4 +132,6 @@ class Lab:
         """What the stage's `run` would be given."""
         job = self.job(stage)
         inputs = {name: self.results / upstream.folder for name, upstream in self.dag.inputs(job).items()}
-        return Context(job, self.dag, inputs, self.results / "state", self.results / "out", CPU)
+        return Context(
+            job, self.dag, inputs, self.results / "state", self.results / "out", CPU, Progress(self.results / "state")
+        )

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.dag import Dag
 from pipeline.engines.device import Execution, prepare_environment
 from tests.checkpoints import Lab
+from tests.repository import copy_repository, snakemake
 
 prepare_environment(Execution(device="cpu"))
 
@@ -52,3 +54,25 @@ def token_nll(reference: tuple[Any, Any]) -> Callable[[list[int]], list[float]]:
         return [-scores[i - 1, ids[i]].item() for i in range(1, len(ids))]
 
     return nll
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository in which `snakemake --config scale=smoke` has been run once; tests leave it so."""
+    folder = tmp_path_factory.mktemp("repository")
+    copy_repository(folder)
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stdout[-10000:]
+    return folder
+
+
+@pytest.fixture
+def copy(smoke: Path, tmp_path: Path) -> Path:
+    """A copy of that, to break."""
+    return Path(shutil.copytree(smoke, tmp_path / "copy", symlinks=True))
+
+
+@pytest.fixture
+def dag(smoke: Path) -> Dag:
+    """The DAG of scale smoke."""
+    return Dag.load("smoke", smoke / "config" / "grid.yaml")

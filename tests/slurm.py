@@ -1,8 +1,8 @@
-"""A real Slurm of one machine, for tests: munged, slurmctld and slurmd in a folder of their own, as root, and gone after.
+"""A real Slurm on one machine, for tests: munged, slurmctld and slurmd in a folder of their own, gone afterwards.
 
     python -m tests.slurm snakemake --profile profiles/slurm --jobs 2 --config scale=smoke
 
-runs a command with such a Slurm around it. Needs the Debian packages slurm-wlm and munge, and installs nothing. The
+runs a command with such a Slurm around it. Needs root and the Debian packages slurm-wlm and munge; installs nothing. The
 nodes are pretended: each has 64 CPUs, 512 GB and 8 GPUs by its configuration, so that the profile's requests fit
 whatever machine this is; jobs find no device behind them and run on CPU.
 """
@@ -155,9 +155,9 @@ def main() -> int:
     if lacking := missing():
         print(f"error: a test Slurm needs {', '.join(lacking)} (Debian packages slurm-wlm and munge, run as root)")
         return 1
-    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
-        with Slurm(Path(folder) / "slurm") as slurm:
-            return subprocess.run(sys.argv[1:], env=slurm.environment).returncode
+    temporary = tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)
+    with temporary as folder, Slurm(Path(folder) / "slurm") as slurm:
+        return subprocess.run(sys.argv[1:], env=slurm.environment).returncode
 
 
 if __name__ == "__main__":

@@ -81,18 +81,19 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path, damage):
         path.write_text("012")
     else:
         path.unlink()
-    with pytest.raises(PipelineError, match=r"data.bin: .*; delete .*record.json and run snakemake again"):
+    with pytest.raises(PipelineError, match=r"data.bin: .*; `python -m pipeline verify .*` sets it aside"):
         artifact.check_files(folder, artifact.read_record(folder))
 
 
 def test_a_lost_record_is_restored_only_if_the_artifact_is_whole_and_wanted(tmp_path):
     folder = publish(tmp_path, {"data.bin": "0123456789"})
     (folder / "record.json").unlink()  # what Snakemake does to a job whose end it did not see
-    assert artifact.restore(folder, "0" * 16) is None
-    assert artifact.restore(folder, "f" * 16) is not None
+    assert artifact.restore(folder, "0" * 16, {}) is None
+    assert artifact.restore(folder, "f" * 16, {"corpus": "other"}) is None
+    assert artifact.restore(folder, "f" * 16, {}) is not None
     assert artifact.read_record(folder).fingerprint == "f" * 16
     (folder / "data.bin").write_text("012345678x")
-    assert artifact.restore(folder, "f" * 16) is None
+    assert artifact.restore(folder, "f" * 16, {}) is None
 
 
 def test_missing_record_says_what_makes_it(tmp_path):

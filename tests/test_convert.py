@@ -96,6 +96,7 @@ def test_a_training_step_is_the_one_the_formulas_describe(pretrained: tuple[Dag,
     from pipeline.engines import megatron
     from pipeline.engines.megatron_data import build_datasets
     from pipeline.engines.megatron_training import Trainer
+    from pipeline.engines.megatron_weights import read_tensors, save_weights
     from pipeline.stages.convert import save_mixtral
 
     dag, results = pretrained
@@ -106,12 +107,12 @@ def test_a_training_step_is_the_one_the_formulas_describe(pretrained: tuple[Dag,
     with megatron.session(CPU) as device:
         model = megatron.build_model(point, CPU, device, torch.float32)
         (tmp_path / "initial").mkdir()
-        megatron.save_weights(model, tmp_path / "initial")
+        save_weights(model, tmp_path / "initial")
         training, _ = build_datasets(point, sources, 64, EOD, tmp_path / "index")
         samples = [training[i] for i in range(recipe.global_batch)]
         result = Trainer(model, point).step(training, 0)
 
-    save_mixtral(point, megatron.read_tensors(tmp_path / "initial"), tokenizer, EOD, tmp_path / "hf")
+    save_mixtral(point, read_tensors(tmp_path / "initial"), tokenizer, EOD, tmp_path / "hf")
     hf = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     routed: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # logits [T, E], weights and experts [T, k]
     for layer in hf.model.layers:

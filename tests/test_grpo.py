@@ -232,9 +232,9 @@ def test_a_failed_run_shows_the_end_of_its_log_and_leaves_no_process(
     monkeypatch.syspath_prepend(tmp_path)
     metrics = tmp_path / "metrics-000.jsonl"
     with pytest.raises(PipelineError, match=r"metrics-000.log: verl ended with status 1(?s:.*)ValueError: broken"):
-        verl.train([], tmp_path, metrics, Execution(device="cpu"))
+        verl.train([], tmp_path, metrics, Execution(device="cpu"), lambda step: None)
     folder = verl.run_folder(tmp_path)
-    assert not folder.exists() and verl.end_processes(folder) == 0
+    assert not folder.exists() and verl.end_run(folder) == 0
 
 
 def test_runs_of_two_state_folders_share_no_socket(tmp_path: Path) -> None:

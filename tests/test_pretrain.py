@@ -17,9 +17,10 @@ import pytest
 from pipeline.artifact import RECORD, Record
 from pipeline.dag import Dag
 from pipeline.engines.device import Execution, prepare_environment
+from pipeline.engines.megatron_weights import read_tensors
 from pipeline.errors import PipelineError
 from pipeline.stage import execute
-from tests.tokens import checkpoint_tensors, first_point, pretrain_job, toy_dag, upstream, write_tokens
+from tests.tokens import first_point, pretrain_job, toy_dag, upstream, write_tokens
 
 CPU = Execution(device="cpu", save_interval=5)
 prepare_environment(CPU)
@@ -47,7 +48,7 @@ def assert_same_result(dag: Dag, results: Path, other: Path) -> None:
     """Every tensor of the two checkpoints and every number of the two tables is the same."""
     import torch
 
-    one, two = (checkpoint_tensors(r / pretrain_job(dag).folder / "checkpoint") for r in (results, other))
+    one, two = (read_tensors(r / pretrain_job(dag).folder / "checkpoint") for r in (results, other))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     pd.testing.assert_frame_equal(read(dag, results)[EXACT], read(dag, other)[EXACT], check_exact=True)
@@ -80,7 +81,7 @@ def test_a_model_learns_and_its_record_agrees_with_its_tables(undisturbed: tuple
 
 def test_the_published_checkpoint_holds_the_weights_and_no_optimizer(undisturbed: tuple[Dag, Path, Record]) -> None:
     dag, results, _ = undisturbed
-    tensors = checkpoint_tensors(results / pretrain_job(dag).folder / "checkpoint")
+    tensors = read_tensors(results / pretrain_job(dag).folder / "checkpoint")
     assert sum(t.numel() for t in tensors.values()) == dag.points[first_point(dag)].total_params
 
 
@@ -172,7 +173,7 @@ def test_two_ranks_train_as_one_process_does(
     alone, together = read(*one_process), read(dag, results)
     for column in ("loss", "load_balance", "z_loss", "grad_norm", "lr"):
         assert (alone[column] - together[column]).abs().max() < 1e-5, column
-    one, two = (checkpoint_tensors(r / pretrain_job(dag).folder / "checkpoint") for r in (one_process[1], results))
+    one, two = (read_tensors(r / pretrain_job(dag).folder / "checkpoint") for r in (one_process[1], results))
     assert one.keys() == two.keys()
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
 

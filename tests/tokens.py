@@ -78,18 +78,6 @@ def upstream(dag: Dag, results: Path) -> None:
         execute(dag, job, _tokenize, results)
 
 
-def checkpoint_tensors(folder: Path) -> dict[str, Any]:
-    """Every tensor of a torch_dist checkpoint, whole, by global name."""
-    import torch
-    from torch.distributed import checkpoint as dcp
-
-    reader = dcp.FileSystemReader(folder)
-    found = reader.read_metadata().state_dict_metadata
-    tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in found.items() if hasattr(m, "size")}
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors
-
-
 def first_point(dag: Dag) -> str:
     return next(iter(dag.points))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.artifact import RECORD, Record
+from pipeline.artifact import Record, remake
 from pipeline.dag import BASE, GRPO, Job
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
@@ -19,7 +19,7 @@ from pipeline.tasks import TASKS
 
 # Metrics a training stage's record may carry; `<name>_stderr` and `<name>_n` beside one are its error and count.
 TRAINING_METRICS = {
-    "pretrain": ("train_loss", "validation_loss", "load_balance", "tokens_per_s"),
+    "pretrain": ("train_loss", "validation_loss", "load_balance"),
     "convert": ("max_logit_diff",),
     "grpo": ("reward_first", "reward_last", "validation_before", "validation_after", "rollout_probs_diff"),
 }
@@ -265,9 +265,7 @@ def curves(records: Mapping[str, Record], folders: Mapping[str, Path]) -> pd.Dat
                 continue
             frame = pd.read_parquet(path)
             if "step" not in frame:
-                raise PipelineError(
-                    f"{path}: no column 'step'; delete {folders[role] / RECORD} and run snakemake again"
-                )
+                raise PipelineError(f"{path}: no column 'step'; {remake(folders[role])}")
             thin = _thin(frame.select_dtypes("number").groupby("step").mean().reset_index())
             long = thin.melt("step", var_name="curve").dropna(subset=["value"])
             long.insert(0, "stage", record.stage)
@@ -287,5 +285,5 @@ def _thin(frame: pd.DataFrame) -> pd.DataFrame:
 def provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
     """What the report says about each record: what it is, where it lies, and what it took to make."""
     fields = {"stage", "point", "variant", "fingerprint", "versions", "commit", "hardware", "execution", "started"}
-    fields |= {"wall_s", "cpu_s", "peak_rss_mb"}
+    fields |= {"timing", "wall_s", "cpu_s", "peak_rss_mb"}
     return [r.model_dump(include=fields) | {"path": _job(r).record.as_posix()} for r in records]

@@ -13,6 +13,8 @@ import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import psutil
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -72,6 +74,23 @@ def die_with_parent(with_signal: signal.Signals) -> None:
     """Have the kernel send this process a signal when its parent dies (Linux), so that nothing outlives its stage."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, with_signal)
+
+
+def end_processes(variable: str, value: str) -> int:
+    """Kill every other process that was started with the environment variable; returns how many there were.
+
+    A killed process's children learn of it, but not at once; Ray's daemons and workers take seconds.
+    """
+    killed = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(variable) == value:
+                process.kill()
+                killed.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone meanwhile, or another user's
+            continue
+    psutil.wait_procs(killed, timeout=10)
+    return len(killed)
 
 
 def prepare_environment(execution: Execution, offline: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""megatron-core 0.16.1: process groups, the Mixtral model, its initial weights, and checkpoints of weights.
+"""megatron-core 0.16.1: process groups, the Mixtral model and its initial weights.
 
 The same calls serve one CPU process, `torchrun` on gloo, and GPUs on NCCL; device and layout come from `Execution` and
 change no number beyond rounding. No TransformerEngine, no Apex.
@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -235,34 +234,3 @@ def count_parameters(model: Any) -> int:
         total = total.to(next(model.parameters()).device)
         dist.all_reduce(total)
     return round(total.item())
-
-
-# --------------------------------------------------------------------------------------------- checkpoints of weights
-
-
-def save_weights(model: Any, folder: Path) -> None:
-    """The weights alone, as a torch_dist checkpoint; its tensors are global, whatever the layout. On all ranks."""
-    from megatron.core import dist_checkpointing
-
-    dist_checkpointing.save({"model": model.sharded_state_dict()}, str(folder))
-
-
-def load_weights(model: Any, folder: Path) -> None:
-    """Read what `save_weights` wrote, under any layout. Called on all ranks."""
-    from megatron.core import dist_checkpointing
-
-    model.load_state_dict(dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))["model"])
-
-
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a torch_dist folder by its global name, by PyTorch alone: no model, no process group, no layout.
-
-    Layers and experts are leading axes: attention [L, ...], experts [L, E, ...].
-    """
-    from torch.distributed import checkpoint
-
-    reader = checkpoint.FileSystemReader(folder)
-    found = reader.read_metadata().state_dict_metadata
-    tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in found.items() if hasattr(m, "size")}
-    checkpoint.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors

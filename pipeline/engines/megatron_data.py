@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipeline.artifact import remake
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
 
@@ -36,18 +37,17 @@ def check_tokens(prefix: Path, sequence_length: int) -> None:
     from megatron.core.datasets.indexed_dataset import DType, _IndexReader
 
     data, index = prefix.with_suffix(".bin"), prefix.with_suffix(".idx")
-    remake = f"delete {prefix.parent / 'record.json'} and run snakemake again"
     for path in (data, index):
         if not path.is_file():
-            raise PipelineError(f"{path}: missing; {remake}")
+            raise PipelineError(f"{path}: missing; {remake(prefix.parent)}")
     try:
         reader = _IndexReader(str(index), multimodal=False)
         tokens = int(reader.sequence_lengths.sum(dtype="int64"))
     except (AssertionError, ValueError, KeyError, OSError) as error:
-        raise PipelineError(f"{index}: not a whole Megatron index ({error}); {remake}") from None
+        raise PipelineError(f"{index}: not a whole Megatron index ({error}); {remake(prefix.parent)}") from None
     size, wanted = data.stat().st_size, tokens * DType.size(reader.dtype)
     if size != wanted:
-        raise PipelineError(f"{data}: {size} bytes where {index.name} describes {wanted}; {remake}")
+        raise PipelineError(f"{data}: {size} bytes where {index.name} describes {wanted}; {remake(prefix.parent)}")
     if tokens <= sequence_length:
         raise PipelineError(
             f"{data}: {tokens} tokens do not fill one sequence of {sequence_length} and its next token; "

@@ -36,13 +36,11 @@ def notice() -> Iterator[None]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         yield
-    except Stopped as error:
-        print(f"error: {error}", flush=True)
-        queue_again()
-        sys.exit(TERMINATED)
-    except SystemExit as end:
-        if end.code == TERMINATED:
-            print("error: stopped by SIGTERM; the same command continues", flush=True)
+    except (Stopped, SystemExit) as end:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
+        if isinstance(end, Stopped) or end.code == TERMINATED:
+            if isinstance(end, SystemExit):
+                print("error: stopped by SIGTERM; the same command continues", flush=True)
             queue_again()
         raise
 

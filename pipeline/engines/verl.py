@@ -12,22 +12,23 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 import pipeline
 from pipeline.artifact import write_atomic
 from pipeline.config import DTYPES, Grpo
-from pipeline.engines.device import Execution, die_with_parent
+from pipeline.engines.device import Execution, die_with_parent, end_processes
 from pipeline.errors import PipelineError
 
 RUN = "GRPO_RUN"  # environment variable that names the run's folder in /tmp; all its processes inherit it
 PLUGIN = "pipeline.engines.verl_plugin"
 TRACKER = "latest_checkpointed_iteration.txt"  # verl resumes from the step written here
 ERROR_LINES = 30
+POLL_S = 0.5
+LOST = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError", "EngineDeadError")
 
 
 def overrides(recipe: Grpo, execution: Execution, checkpoint: Path, work: Path, train_rows: int) -> list[str]:
@@ -147,22 +148,11 @@ def environment(folder: Path, work: Path, metrics: Path, execution: Execution) -
     return env
 
 
-def end_processes(folder: Path) -> int:
-    """Kill every process of the run `folder`, remove the folder, and return how many processes there were.
-
-    A killed driver takes Ray's daemons along, but not at once, and workers notice only later.
-    """
-    killed = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(RUN) == str(folder) and process.pid != os.getpid():
-                process.kill()
-                killed.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone meanwhile, or another user's
-            continue
-    psutil.wait_procs(killed, timeout=10)
+def end_run(folder: Path) -> int:
+    """Kill every process of the run `folder`, remove the folder, and return how many processes there were."""
+    ended = end_processes(RUN, str(folder))
     shutil.rmtree(folder, ignore_errors=True)
-    return len(killed)
+    return ended
 
 
 def last_error(log: Path) -> str:
@@ -173,18 +163,21 @@ def last_error(log: Path) -> str:
     return "\n".join(tail[-ERROR_LINES:])
 
 
-def train(settings: list[str], work: Path, metrics: Path, execution: Execution) -> None:
+def train(
+    settings: list[str], work: Path, metrics: Path, execution: Execution, progress: Callable[[int], None]
+) -> None:
     """Run verl's trainer to its end.
 
     Args:
         settings: `overrides`.
         metrics: file for one line of JSON a step (verl's `file` logger, which empties the file first).
+        progress: called with the number of steps done.
 
     Raises:
         PipelineError: verl failed; with the end of its log. Checkpoints so far stay in `work`.
     """
     folder, log = run_folder(work), metrics.with_suffix(".log")
-    end_processes(folder)
+    end_run(folder)
     folder.mkdir(mode=0o700)
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *settings, f"+ray_kwargs.ray_init._temp_dir={folder}"]
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` is reached
@@ -200,11 +193,19 @@ def train(settings: list[str], work: Path, metrics: Path, execution: Execution) 
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
-            status = child.wait()
+            while (status := child.poll()) is None:
+                time.sleep(POLL_S)
+                progress(max(read_metrics(work), default=0))
     finally:
-        end_processes(folder)
+        end_run(folder)
         signal.signal(signal.SIGTERM, before)
     if status:
+        if lost := next((name for name in LOST if name in log.read_text(errors="replace")), None):
+            raise PipelineError(
+                f"{log}: verl lost one of its worker processes ({lost}); most often the system killed it for its "
+                f"memory: run fewer jobs at once (mem_mb in the profile), or lower cache_mb or raise ranks for "
+                f"grpo_job; the same command continues from the last save. The end of the log:\n{last_error(log)}"
+            )
         raise PipelineError(
             f"{log}: verl ended with status {status}; the same command continues from its last save. "
             f"The end of the log:\n{last_error(log)}"

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.artifact import remake
 from pipeline.config import DTYPES, DType
 from pipeline.engines.device import Execution
 from pipeline.errors import PipelineError
@@ -38,16 +39,15 @@ def check_weights(checkpoint: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    remake = f"delete {checkpoint / 'record.json'} and run snakemake again"
     files = sorted(checkpoint.glob("*.safetensors"))
     if not files:
-        raise PipelineError(f"{checkpoint}: holds no *.safetensors; {remake}")
+        raise PipelineError(f"{checkpoint}: holds no *.safetensors; {remake(checkpoint)}")
     for path in files:
         try:
             with safe_open(path, framework="np"):
                 pass
         except SafetensorError as error:
-            raise PipelineError(f"{path}: truncated or damaged ({error}); {remake}") from None
+            raise PipelineError(f"{path}: truncated or damaged ({error}); {remake(checkpoint)}") from None
 
 
 def options(dtype: DType, max_length: int | None, seed: int, execution: Execution) -> dict[str, Any]:

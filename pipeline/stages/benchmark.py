@@ -18,6 +18,8 @@ multiple choice [log-likelihood, is greedy] of each choice), and a column for ea
 
 import difflib
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +33,13 @@ from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import TASKS
-from pipeline.tasks.items import Row, items_folder
+from pipeline.tasks.items import Row, in_chunks, items_folder
 
 if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
     from lm_eval.tasks import TaskManager
 
+CHUNK = 1024  # requests between two saves
 OWN_TASKS = Path(tasks.__file__).with_name("lm_eval")
 
 
@@ -135,6 +138,35 @@ def truncated(lm: "VLLM", samples: list[Row]) -> int:
     return count
 
 
+@contextmanager
+def remembered(lm: "VLLM", ctx: Context, name: str) -> Iterator[None]:
+    """Have lm-eval's requests answered a chunk at a time, and each chunk's answers kept through a kill.
+
+    lm-eval's own request cache is a database of pickles whose key does not name the model.
+    """
+
+    def chunked(method: str) -> Callable[..., list[Any]]:
+        answer = getattr(lm, method)
+
+        def ask(requests: Sequence[Any]) -> list[Any]:
+            lm.model.reset_prefix_cache()  # a chunk is computed in the same way whether or not others went before it
+            return answer(list(requests), disable_tqdm=True)
+
+        def call(requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+            found = in_chunks(ctx.state, f"{name}-{method}", requests, CHUNK, ask, ctx.progress)
+            return [tuple(one) if isinstance(one, list) else one for one in found]
+
+        return call
+
+    methods = ("generate_until", "loglikelihood", "loglikelihood_rolling")
+    vars(lm).update({method: chunked(method) for method in methods})  # in front of the class's own
+    try:
+        yield
+    finally:
+        for method in methods:
+            del vars(lm)[method]
+
+
 def evaluate(lm: "VLLM", manager: "TaskManager", task_objects: list[Any], asked: EvalTask, seed: int) -> Row:
     """Results, samples and the number of truncated requests of one entry of benchmark.tasks."""
     from lm_eval import simple_evaluate
@@ -163,7 +195,9 @@ def run(ctx: Context) -> dict[str, Any]:
         for i, (asked, task_objects) in enumerate(zip(config.tasks, loaded, strict=True)):
             path = ctx.state / f"{i}-{asked.task}.json"  # a finished task is not asked again after a kill
             if not path.exists():
-                write_atomic(path, json.dumps(evaluate(lm, manager, task_objects, asked, config.seed)))
+                with remembered(lm, ctx, f"{i}-{asked.task}"):
+                    answers = evaluate(lm, manager, task_objects, asked, config.seed)
+                write_atomic(path, json.dumps(answers))
             done.append(json.loads(path.read_text()))
             ctx.say("; ".join(f"{row['task']} {row['metric']} {row['value']:.4f}" for row in done[-1]["results"]))
             if done[-1]["truncated"]:

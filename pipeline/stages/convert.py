@@ -2,8 +2,8 @@
 
     python -m pipeline.stages.convert --scale mini --point d32-E4-k2-66K-A47K
 
-Paper appendix (release of the checkpoints in Hugging Face format). Weights are read from the torch_dist folder by
-PyTorch alone and saved in the recipe's precision. Then the saved folder is loaded again, as its users will, and its
+Paper appendix (release of the checkpoints in Hugging Face format). Weights are read from Megatron's global
+tensors and saved in the recipe's precision. Then the saved folder is loaded again, as its users will, and its
 logits on held-out tokens are compared, in fp32 on the CPU, with those of the Megatron model loaded from the checkpoint.
 A difference above `convert.tolerance` publishes nothing.
 
@@ -26,7 +26,7 @@ def run(ctx: Context) -> dict[str, Any]:
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from pipeline.engines.megatron import read_tensors
+    from pipeline.engines.megatron_weights import read_tensors
 
     disable_progress_bar()
     point, tolerance = ctx.point, ctx.scale.convert.tolerance
@@ -150,12 +150,13 @@ def compare(point: Point, checkpoint: Path, folder: Path, tokens: Any) -> tuple[
     from transformers import AutoModelForCausalLM
 
     from pipeline.engines import megatron
+    from pipeline.engines.megatron_weights import load_weights
 
     cpu = Execution(device="cpu")
     with torch.inference_mode(), megatron.session(cpu) as device:
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         ours = megatron.build_model(point, cpu, device, torch.float32).eval()
-        megatron.load_weights(ours, checkpoint)
+        load_weights(ours, checkpoint)
         difference, largest = torch.zeros(()), torch.zeros(())
         for row in tokens.split(1):
             a = ours(row, torch.arange(row.shape[1])[None], None)

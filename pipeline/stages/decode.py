@@ -153,8 +153,11 @@ def run(ctx: Context) -> dict[str, Any]:
     points, rows = [], []
     with engine.serving(LLM, ctx.inputs["checkpoint"], settings) as llm:
         for questions in asked:
-            samples = in_chunks(ctx.state, questions, CHUNK, lambda chunk: sample(llm, chunk, config))
-            points += curve(questions[0].task, samples)
+            task = questions[0].task
+            samples = in_chunks(
+                ctx.state, task, questions, CHUNK, lambda chunk: sample(llm, chunk, config), ctx.progress
+            )
+            points += curve(task, samples)
             rows += samples
             ctx.say(f"{points[-2]['task']}: " + ", ".join(f"{p['metric']} {p['value']:.3f}" for p in points[-3:]))
     pq.write_table(pa.Table.from_pylist(rows, SAMPLES), ctx.out / "samples.parquet")

@@ -35,8 +35,8 @@ COLUMNS = {  # of training.parquet: verl's names
     "response_tokens": "response_length/mean",
     "probs_diff_mean": "training/rollout_probs_diff_mean",
     "probs_diff_max": "training/rollout_probs_diff_max",
-    "seconds": "perf/time_per_step",
 }
+SECONDS = "perf/time_per_step"
 
 
 def prompt_rows(
@@ -138,7 +138,13 @@ def run(ctx: Context) -> dict[str, Any]:
         settings = verl.overrides(recipe, ctx.execution, checkpoint.resolve(), state, rows["train"])
         # The step that training goes on from has been validated if it was due.
         settings.append(f"trainer.val_before_train={0 not in verl.read_metrics(state)}")
-        verl.train(settings, state, state / f"metrics-{launch:03}.jsonl", ctx.execution)
+        verl.train(
+            settings,
+            state,
+            state / f"metrics-{launch:03}.jsonl",
+            ctx.execution,
+            lambda step: ctx.progress(step, recipe.steps, "steps"),
+        )
 
     steps = verl.read_metrics(state)
     training: list[dict[str, Any]] = [
@@ -158,6 +164,8 @@ def run(ctx: Context) -> dict[str, Any]:
     trained = state / "checkpoints" / f"global_step_{recipe.steps}" / "actor" / "huggingface"
     verl.publish_weights(trained, checkpoint, ctx.out)
 
+    ctx.timing["seconds_per_step"] = fmean(data[SECONDS] for n, data in steps.items() if n > 0)
+    ctx.timing["launches"] = len(list(state.glob("metrics-*.log")))
     ends = min(ENDS, recipe.steps)
     first, first_error = _mean_and_error([row["reward"] for row in training[:ends]])
     last, last_error = _mean_and_error([row["reward"] for row in training[-ends:]])
@@ -178,8 +186,6 @@ def run(ctx: Context) -> dict[str, Any]:
         "n_train": rows["train"],
         "too_long": sum(too_long.values()),
         "rollout_probs_diff": worst,
-        "seconds_per_step": fmean(row["seconds"] for row in training),
-        "launches": len(list(state.glob("metrics-*.log"))),
     }
 
 

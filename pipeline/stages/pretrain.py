@@ -10,8 +10,9 @@ of every loss stay the same.
 Work in progress is saved every `--save-interval` steps and on SIGTERM, and is continued exactly: the same command
 after a kill ends with the tensors an undisturbed run ends with.
 
-Publishes `checkpoint/` (torch_dist, weights only), `metrics.parquet` (a row a step: step, loss, load_balance, z_loss,
-grad_norm, lr, tokens, flops, tokens_per_s) and `validation.parquet` (step, tokens, loss). Losses are nats a token.
+Publishes `checkpoint/` (safetensors, a file a rank, weights only), `metrics.parquet` (a row a step: step, loss,
+load_balance, z_loss, grad_norm, lr, tokens, flops) and `validation.parquet` (step, tokens, loss). Losses are nats a
+token.
 """
 
 import json
@@ -19,8 +20,10 @@ import math
 import os
 import shutil
 import signal
+import statistics
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,15 +33,18 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter
 
+from pipeline import faults
 from pipeline.artifact import fsync_tree, write_atomic
 from pipeline.config import DTYPES
 from pipeline.engines.device import Execution, die_with_parent
 from pipeline.engines.torchrun import STOP, torchrun
 from pipeline.errors import PipelineError, Stopped
 from pipeline.grid import Point
+from pipeline.progress import Progress
 from pipeline.stage import Context, main
 
 PROGRESS_S = 10  # seconds between two lines of progress
+SPEED = "tokens_per_s.json"  # in the state folder: median over the steps of the launch that ended
 LAST_STEPS = 50  # train_loss is the mean of this many
 
 
@@ -79,6 +85,8 @@ def run(ctx: Context) -> dict[str, Any]:
     else:
         write_atomic(ctx.state / "plan.json", PLAN.dump_json(plan))
         torchrun("pipeline.stages.pretrain", ctx.state / "plan.json", execution)
+    if (speed := ctx.state / SPEED).exists():
+        ctx.timing["tokens_per_s"] = json.loads(speed.read_text())
     return summary(plan)
 
 
@@ -90,6 +98,7 @@ def train(plan: Plan) -> None:
     from pipeline.engines import megatron
     from pipeline.engines.megatron_data import build_datasets
     from pipeline.engines.megatron_training import Trainer
+    from pipeline.engines.megatron_weights import save_weights
 
     point, recipe, execution = plan.point, plan.point.pretrain, plan.execution
     with terminations() as asked_to_stop, megatron.session(execution) as device:
@@ -107,19 +116,20 @@ def train(plan: Plan) -> None:
 
         step_tokens = recipe.global_batch * point.model.sequence_length
         told = begun = time.monotonic()
+        speeds: list[float] = []
+        progress = Progress(plan.state.parent)
         for step in range(start + 1, recipe.steps + 1):
             tick = time.perf_counter()
             asked = bool(asked_to_stop) or (first and (plan.state / STOP).exists())
             result = trainer.step(training, step - 1, stop=asked)
-            speed = step_tokens / (time.perf_counter() - tick)
+            speeds.append(step_tokens / (time.perf_counter() - tick))
             if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
                 raise PipelineError(
                     f"{point.name}: loss {result.loss}, gradient norm {result.grad_norm} at step {step}: training "
                     f"diverged; lower pretrain.lr or raise pretrain.warmup_steps in the grid file"
                 )
             done = {"step": step, "tokens": step * step_tokens}
-            compute = {"flops": step * step_tokens * point.flops_per_token, "tokens_per_s": speed}
-            rows.append(done | result.metrics() | compute)
+            rows.append(done | result.metrics() | {"flops": step * step_tokens * point.flops_per_token})
             last = step == recipe.steps
             if step % recipe.eval_interval == 0 or last:
                 evaluations.append(done | {"loss": trainer.evaluate(validation)})
@@ -128,6 +138,8 @@ def train(plan: Plan) -> None:
                 save(plan, trainer, step, rows, evaluations)
             if stop:
                 raise Stopped(f"{point.name}: stopped at step {step} and saved; the same command continues")
+            if first:
+                progress(done["tokens"], point.tokens, "tokens")
             if first and (time.monotonic() - told > PROGRESS_S or last):
                 told = time.monotonic()
                 pace = (told - begun) / (step - start)
@@ -140,8 +152,10 @@ def train(plan: Plan) -> None:
             (plan.out / "checkpoint").mkdir()
             pd.DataFrame(rows).to_parquet(plan.out / "metrics.parquet", index=False)
             pd.DataFrame(evaluations).to_parquet(plan.out / "validation.parquet", index=False)
+            if speeds:  # none if all steps were done before a kill
+                write_atomic(plan.state / SPEED, json.dumps(statistics.median(speeds)))
         dist.barrier()
-        megatron.save_weights(model, plan.out / "checkpoint")
+        save_weights(model, plan.out / "checkpoint")
 
 
 @contextmanager
@@ -222,17 +236,19 @@ def summary(plan: Plan) -> dict[str, Any]:
         "tokens": int(end["tokens"]),
         "tokens_per_param": point.tokens_per_param,
         "flops": float(end["flops"]),
-        "tokens_per_s": float(rows["tokens_per_s"].median()),
     }
 
 
 def work(plan_file: Path) -> None:
     """One of torchrun's processes."""
     die_with_parent(signal.SIGKILL)
+    plan = PLAN.validate_json(plan_file.read_bytes())
     try:
-        train(PLAN.validate_json(plan_file.read_bytes()))
-    except PipelineError as error:
-        print(f"error (rank {os.environ['RANK']}): {error}", flush=True)
+        train(plan)
+    except Exception as error:
+        if not isinstance(error, PipelineError):
+            traceback.print_exc()
+        print(f"error (rank {os.environ['RANK']}): {faults.explain(error, plan.state) or error}", flush=True)
         sys.exit(1)
 
 

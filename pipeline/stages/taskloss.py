@@ -124,9 +124,12 @@ def run(ctx: Context) -> dict[str, Any]:
     results, rows = [], []
     with engine.serving(LLM, ctx.inputs["checkpoint"], settings) as llm:
         for questions in asked:
-            scored = in_chunks(ctx.state, questions, CHUNK, lambda chunk: score(llm, chunk, config.max_length))
-            means = summarise(questions[0].task, scored)
-            ctx.say(f"{questions[0].task}: {means[0]['value']:.4f} nats a token over {len(scored)} items")
+            task = questions[0].task
+            scored = in_chunks(
+                ctx.state, task, questions, CHUNK, lambda chunk: score(llm, chunk, config.max_length), ctx.progress
+            )
+            means = summarise(task, scored)
+            ctx.say(f"{task}: {means[0]['value']:.4f} nats a token over {len(scored)} items")
             results += means
             rows += scored
     pq.write_table(pa.Table.from_pylist(rows), ctx.out / "items.parquet")

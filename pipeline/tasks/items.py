@@ -68,19 +68,30 @@ def read_questions(dag: Dag, inputs: dict[str, Path], asked: EvalTask) -> list[Q
 
 
 def in_chunks(
-    state: Path, questions: Sequence[Question], size: int, ask: Callable[[Sequence[Question]], list[Row]]
-) -> list[Row]:
-    """`ask` about `size` questions of one task at a time; the rows of finished chunks are kept in the state folder.
+    state: Path,
+    name: str,
+    items: Sequence[Any],
+    size: int,
+    ask: Callable[[Sequence[Any]], list[Any]],
+    progress: Callable[[float, float, str], None],
+) -> list[Any]:
+    """`ask` about `size` items at a time; the answers of finished chunks are kept in the state folder, as JSON.
 
-    A chunk's rows must depend on the chunk alone, so that a run continued after a kill makes the same ones.
+    A chunk's answers must depend on the chunk alone, so that a run continued after a kill makes the same ones.
+
+    Args:
+        name: of the file of answers; names all that is asked but the items.
+        progress: called with items done, all items, and their unit.
     """
-    rows: list[Row] = []
-    for start in range(0, len(questions), size):
-        path = state / f"{questions[0].task}-{start:06d}.json"
+    answers: list[Any] = []
+    progress(0, len(items), f"items of {name}")
+    for start in range(0, len(items), size):
+        path = state / f"{name}-{start:06d}.json"
         if not path.exists():
-            write_atomic(path, json.dumps(ask(questions[start : start + size])))
-        rows += json.loads(path.read_text())
-    return rows
+            write_atomic(path, json.dumps(ask(items[start : start + size])))
+        answers += json.loads(path.read_text())
+        progress(min(start + size, len(items)), len(items), f"items of {name}")
+    return answers
 
 
 def mean_row(task: str, metric: str, values: Sequence[float]) -> Row:

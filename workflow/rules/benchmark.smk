@@ -5,7 +5,7 @@ rule benchmark_job:
     input:
         inputs_of("benchmark"),
     output:
-        f"results/{SCALE}/{{point}}/benchmark/{{variant}}/record.json",
+        update(f"results/{SCALE}/{{point}}/benchmark/{{variant}}/record.json"),
     log:
         f"logs/{SCALE}/{{point}}/benchmark/{{variant}}.log",
     conda:
@@ -21,8 +21,7 @@ rule benchmark_job:
         cache_mb=256,
     params:
         scale=SCALE,
-        identity=identity_of("benchmark"),
     shell:
         "python -m pipeline.stages.benchmark --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
         " --device {resources.device} --ranks {resources.ranks} --memory-mb {resources.cache_mb}"
-        " &> {log}"
+        " &>> {log}"

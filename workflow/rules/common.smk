@@ -32,11 +32,15 @@ except PipelineError as error:
     raise WorkflowError(str(error)) from None
 SCALE = EXPERIMENT.name
 
-# Snakemake compares `params` with its own notes, and knows nothing of artifacts made by hand or copied without them.
-# Their records tell. To have such a job run, it is given an input that is newer than its record: a file made now, gone
-# when Snakemake ends.
-STALE = EXPERIMENT.stale(Path("results"))
-NOW = tempfile.NamedTemporaryFile(prefix=".stale-", dir="results") if STALE else None
+# Records decide what runs, not dates and not Snakemake's notes: artifacts may be made by hand, copied, or set aside.
+# An input that is settled is `ancient`, whatever its date; a job whose record is of another identity is given an input
+# that is newer than any record: a file made now, gone when Snakemake ends, and here, where a cluster's nodes see it.
+RESULTS = Path("results")
+SURVEY = EXPERIMENT.survey(RESULTS)
+NOW = None
+if SURVEY.stale:
+    Path(".snakemake").mkdir(exist_ok=True)
+    NOW = tempfile.NamedTemporaryFile(prefix="now-", dir=".snakemake")
 
 ON_GPU = shutil.which("nvidia-smi") is not None
 
@@ -64,8 +68,12 @@ def artifact(stage, wildcards):
 
 
 def records(jobs):
-    """Paths of the jobs' records."""
-    return [f"results/{one.record}" for one in jobs]
+    """Paths of the jobs' records; settled ones are no reason to run what reads them."""
+    paths = {one: f"results/{one.record}" for one in jobs}
+    return [
+        path if one in SURVEY.unsettled else ancient(path)
+        for one, path in paths.items()
+    ]
 
 
 def inputs_of(stage):
@@ -73,19 +81,14 @@ def inputs_of(stage):
 
     def upstream(wildcards):
         one = artifact(stage, wildcards)
-        now = [str(Path("results", Path(NOW.name).name))] if one in STALE else []
+        now = (
+            [str(Path(".snakemake", Path(NOW.name).name))]
+            if one in SURVEY.stale
+            else []
+        )
         return records(EXPERIMENT.inputs(one).values()) + now
 
     return upstream
-
-
-def identity_of(stage):
-    """Params function of a stage's rule: the fingerprint. When it changes, and only then, the job runs again."""
-
-    def identity(wildcards):
-        return EXPERIMENT.fingerprint(artifact(stage, wildcards))
-
-    return identity
 
 
 def layout_of(stage, point):

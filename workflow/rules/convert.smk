@@ -5,7 +5,7 @@ rule convert_job:
     input:
         inputs_of("convert"),
     output:
-        f"results/{SCALE}/{{point}}/convert/record.json",
+        update(f"results/{SCALE}/{{point}}/convert/record.json"),
     log:
         f"logs/{SCALE}/{{point}}/convert.log",
     priority: 40
@@ -17,7 +17,6 @@ rule convert_job:
         runtime=need("convert", "runtime"),
     params:
         scale=SCALE,
-        identity=identity_of("convert"),
     shell:
         "python -m pipeline.stages.convert --scale {params.scale} --point {wildcards.point}"
-        " &> {log}"
+        " &>> {log}"

@@ -5,7 +5,7 @@ rule corpus_job:
     input:
         inputs_of("corpus"),
     output:
-        f"results/{SCALE}/data/{{source}}/corpus/record.json",
+        update(f"results/{SCALE}/data/{{source}}/corpus/record.json"),
     log:
         f"logs/{SCALE}/data/{{source}}/corpus.log",
     conda:
@@ -16,7 +16,6 @@ rule corpus_job:
         runtime=need("corpus", "runtime"),
     params:
         scale=SCALE,
-        identity=identity_of("corpus"),
     shell:
         "python -m pipeline.stages.corpus --scale {params.scale} --source {wildcards.source}"
-        " &> {log}"
+        " &>> {log}"

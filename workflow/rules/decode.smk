@@ -5,7 +5,7 @@ rule decode_job:
     input:
         inputs_of("decode"),
     output:
-        f"results/{SCALE}/{{point}}/decode/{{variant}}/record.json",
+        update(f"results/{SCALE}/{{point}}/decode/{{variant}}/record.json"),
     log:
         f"logs/{SCALE}/{{point}}/decode/{{variant}}.log",
     conda:
@@ -21,8 +21,7 @@ rule decode_job:
         cache_mb=256,
     params:
         scale=SCALE,
-        identity=identity_of("decode"),
     shell:
         "python -m pipeline.stages.decode --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
         " --device {resources.device} --ranks {resources.ranks} --memory-mb {resources.cache_mb}"
-        " &> {log}"
+        " &>> {log}"

@@ -5,7 +5,7 @@ rule figures_job:
     input:
         inputs_of("figures"),
     output:
-        f"results/{SCALE}/figures/record.json",
+        update(f"results/{SCALE}/figures/record.json"),
     log:
         f"logs/{SCALE}/figures.log",
     conda:
@@ -16,6 +16,5 @@ rule figures_job:
         runtime=need("figures", "runtime"),
     params:
         scale=SCALE,
-        identity=identity_of("figures"),
     shell:
-        "python -m pipeline.stages.figures --scale {params.scale}" " &> {log}"
+        "python -m pipeline.stages.figures --scale {params.scale}" " &>> {log}"

@@ -5,7 +5,7 @@ rule grpo_job:
     input:
         inputs_of("grpo"),
     output:
-        f"results/{SCALE}/{{point}}/grpo/record.json",
+        update(f"results/{SCALE}/{{point}}/grpo/record.json"),
     log:
         f"logs/{SCALE}/{{point}}/grpo.log",
     priority: 50
@@ -23,9 +23,8 @@ rule grpo_job:
         save_interval=500,
     params:
         scale=SCALE,
-        identity=identity_of("grpo"),
     shell:
         "python -m pipeline.stages.grpo --scale {params.scale} --point {wildcards.point}"
         " --device {resources.device} --ranks {resources.ranks}"
         " --memory-mb {resources.cache_mb} --save-interval {resources.save_interval}"
-        " &> {log}"
+        " &>> {log}"

@@ -5,7 +5,7 @@ rule pretrain_job:
     input:
         inputs_of("pretrain"),
     output:
-        f"results/{SCALE}/{{point}}/pretrain/record.json",
+        update(f"results/{SCALE}/{{point}}/pretrain/record.json"),
     log:
         f"logs/{SCALE}/{{point}}/pretrain.log",
     priority: 30
@@ -26,9 +26,8 @@ rule pretrain_job:
         ep=need("pretrain", "ep"),
     params:
         scale=SCALE,
-        identity=identity_of("pretrain"),
     shell:
         "python -m pipeline.stages.pretrain --scale {params.scale} --point {wildcards.point}"
-        " --device {resources.device} --nodes {resources.nodes} --ranks {resources.ranks} --save-interval {resources.save_interval}"
-        " --tp {resources.tp} --pp {resources.pp} --ep {resources.ep}"
-        " &> {log}"
+        " --device {resources.device} --save-interval {resources.save_interval}"
+        " --nodes {resources.nodes} --ranks {resources.ranks} --tp {resources.tp} --pp {resources.pp} --ep {resources.ep}"
+        " &>> {log}"

@@ -5,7 +5,7 @@ rule report_job:
     input:
         inputs_of("report"),
     output:
-        f"results/{SCALE}/report/record.json",
+        update(f"results/{SCALE}/report/record.json"),
     log:
         f"logs/{SCALE}/report.log",
     conda:
@@ -16,6 +16,5 @@ rule report_job:
         runtime=need("report", "runtime"),
     params:
         scale=SCALE,
-        identity=identity_of("report"),
     shell:
-        "python -m pipeline.stages.report --scale {params.scale}" " &> {log}"
+        "python -m pipeline.stages.report --scale {params.scale}" " &>> {log}"

@@ -5,7 +5,7 @@ rule table_job:
     input:
         inputs_of("table"),
     output:
-        f"results/{SCALE}/table/record.json",
+        update(f"results/{SCALE}/table/record.json"),
     log:
         f"logs/{SCALE}/table.log",
     conda:
@@ -16,6 +16,5 @@ rule table_job:
         runtime=need("table", "runtime"),
     params:
         scale=SCALE,
-        identity=identity_of("table"),
     shell:
-        "python -m pipeline.stages.table --scale {params.scale}" " &> {log}"
+        "python -m pipeline.stages.table --scale {params.scale}" " &>> {log}"

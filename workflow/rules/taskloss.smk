@@ -5,7 +5,7 @@ rule taskloss_job:
     input:
         inputs_of("taskloss"),
     output:
-        f"results/{SCALE}/{{point}}/taskloss/{{variant}}/record.json",
+        update(f"results/{SCALE}/{{point}}/taskloss/{{variant}}/record.json"),
     log:
         f"logs/{SCALE}/{{point}}/taskloss/{{variant}}.log",
     conda:
@@ -21,8 +21,7 @@ rule taskloss_job:
         cache_mb=256,
     params:
         scale=SCALE,
-        identity=identity_of("taskloss"),
     shell:
         "python -m pipeline.stages.taskloss --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
         " --device {resources.device} --ranks {resources.ranks} --memory-mb {resources.cache_mb}"
-        " &> {log}"
+        " &>> {log}"

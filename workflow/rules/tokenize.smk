@@ -5,7 +5,7 @@ rule tokenize_job:
     input:
         inputs_of("tokenize"),
     output:
-        f"results/{SCALE}/data/{{source}}/tokenize/record.json",
+        update(f"results/{SCALE}/data/{{source}}/tokenize/record.json"),
     log:
         f"logs/{SCALE}/data/{{source}}/tokenize.log",
     conda:
@@ -16,7 +16,6 @@ rule tokenize_job:
         runtime=need("tokenize", "runtime"),
     params:
         scale=SCALE,
-        identity=identity_of("tokenize"),
     shell:
         "python -m pipeline.stages.tokenize --scale {params.scale} --source {wildcards.source}"
-        " &> {log}"
+        " &>> {log}"

@@ -5,7 +5,7 @@ rule tokenizer_job:
     input:
         inputs_of("tokenizer"),
     output:
-        f"results/{SCALE}/data/tokenizer/record.json",
+        update(f"results/{SCALE}/data/tokenizer/record.json"),
     log:
         f"logs/{SCALE}/data/tokenizer.log",
     conda:
@@ -16,6 +16,5 @@ rule tokenizer_job:
         runtime=need("tokenizer", "runtime"),
     params:
         scale=SCALE,
-        identity=identity_of("tokenizer"),
     shell:
-        "python -m pipeline.stages.tokenizer --scale {params.scale}" " &> {log}"
+        "python -m pipeline.stages.tokenizer --scale {params.scale}" " &>> {log}"

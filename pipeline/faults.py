@@ -1,0 +1,45 @@
+"""What the machine does to a stage, said so that a user knows what to do: full disks, lost processes, no memory."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+SAME = "nothing published was touched; the same command continues"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those behind it, the outermost first."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:
+        seen.append(found)
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def explain(error: BaseException, results: Path) -> str | None:
+    """One line for a fault of the machine: what happened, where, and the way out. None for anything else.
+
+    Libraries wrap what the kernel says in errors of their own, so that the chain and its text are searched.
+    """
+    for one in chain(error):
+        number, text, name = getattr(one, "errno", None), str(one), type(one).__name__
+        where = getattr(one, "filename", None) or results
+        if number in FULL or "No space left on device" in text or "Disk quota exceeded" in text:
+            free = shutil.disk_usage(results).free >> 20
+            return f"{where}: no space left on the disk ({free:,} MiB free below {results}): free some; {SAME}"
+        if number in DENIED or "Read-only file system" in text:
+            return f"{where}: cannot be written ({text}): make {results} writable for this user; {SAME}"
+        if name == "EngineDeadError" or "EngineCore" in text:
+            return (
+                "vLLM's engine process is gone; most often the system killed it for its memory: lower cache_mb or "
+                f"raise mem_mb in the profile, and see the log above; {SAME}"
+            )
+        if name == "OutOfMemoryError":
+            return f"the GPU's memory is full: use more ranks, or lower cache_mb in the profile; {SAME} ({text})"
+        if isinstance(one, MemoryError):
+            return f"the machine's memory is full: run fewer jobs at once (mem_mb in the profile); {SAME}"
+    return None

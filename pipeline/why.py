@@ -1,0 +1,261 @@
+"""Why an artifact will be made again, and how to keep it: `python -m pipeline why [TARGET]`, `... accept TARGET`.
+
+`why` compares records with the configuration field by field and adds up what obeying would cost, by the times that were
+measured when the artifacts were made. `accept` keeps an artifact as it is under the new identity, and writes in its
+record that it did, what differed, and why.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact
+from pipeline.artifact import Acceptance, InputEntry, Record
+from pipeline.cli import add_common, chosen
+from pipeline.dag import STAGES, STATE, Dag, Job
+from pipeline.errors import PipelineError
+
+ABSENT = "(absent)"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One field of an artifact's identity that is not what it was made with."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.old} -> {self.new}"
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(key.path, value) of everything in nested mappings and lists."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value:
+        for i, inner in enumerate(value):
+            yield from flat(inner, f"{path}.{i}")
+    else:
+        yield path, value
+
+
+class Ledger:
+    """A scale's records, read once."""
+
+    def __init__(self, dag: Dag, results: Path) -> None:
+        self.dag, self.results = dag, results
+        self.survey = dag.survey(results)
+        self.records: dict[Job, Record] = {}
+        for job in dag.jobs:
+            try:
+                self.records[job] = artifact.read_record(results / job.folder)
+            except PipelineError:  # none, or not whole
+                continue
+
+
+def own_changes(dag: Dag, job: Job, record: Record) -> list[Change]:
+    """Changes of the stage's version and settings."""
+    changes = []
+    if record.stage_version != STAGES[job.stage]:
+        changes.append(Change("stage version (its code)", record.stage_version, STAGES[job.stage]))
+    old, new = dict(flat(record.settings)), dict(flat(dag.settings(job)))
+    for field in dict.fromkeys([*old, *new]):
+        before, after = old.get(field, ABSENT), new.get(field, ABSENT)
+        if before != after:
+            changes.append(Change(field, before, after))
+    return changes
+
+
+def input_changes(ledger: Ledger, job: Job, record: Record) -> list[Change]:
+    """Inputs that came, went, have another identity now, or were made again and came out with other content."""
+    before, now = {entry.name: entry for entry in record.inputs}, ledger.dag.inputs(job)
+    changes = [Change(f"input {name}", "there", ABSENT) for name in before if name not in now]
+    for name, upstream in now.items():
+        wanted, made = ledger.dag.fingerprint(upstream), ledger.records.get(upstream)
+        if name not in before:
+            changes.append(Change(f"input {name}", ABSENT, "there"))
+        elif before[name].fingerprint != wanted:
+            changes.append(Change(f"input {name}", before[name].fingerprint, wanted))
+        elif made is not None and made.fingerprint == wanted and made.content != before[name].content:
+            changes.append(Change(f"content of input {name}", before[name].content[:16], made.content[:16]))
+    return changes
+
+
+def causes(ledger: Ledger, job: Job, found: dict[Job, list[Change]]) -> None:
+    """Add to `found` the changes of everything upstream of a job, and then its own.
+
+    That an input has another identity is no cause where that input's own changes say why.
+    """
+    for upstream in ledger.dag.inputs(job).values():
+        if upstream not in found:
+            causes(ledger, upstream, found)
+    found[job] = []
+    if (record := ledger.records.get(job)) is not None:
+        known = any(found[upstream] for upstream in ledger.dag.inputs(job).values())
+        found[job] = own_changes(ledger.dag, job, record)
+        inputs = input_changes(ledger, job, record)
+        found[job] += [change for change in inputs if not (known and change.field.startswith("input "))]
+
+
+def cost(ledger: Ledger, jobs: list[Job]) -> str:
+    """Wall-clock time the jobs took when last made; a job never made is taken to cost its stage's median."""
+    by_stage: dict[str, list[float]] = {}
+    for job, record in ledger.records.items():
+        by_stage.setdefault(job.stage, []).append(record.wall_s)
+    seconds, unknown = 0.0, 0
+    for job in jobs:
+        if job in ledger.records:
+            seconds += ledger.records[job].wall_s
+        elif job.stage in by_stage:
+            seconds += statistics.median(by_stage[job.stage])
+        else:
+            unknown += 1
+    if unknown == len(jobs):
+        return "not known, none was ever measured"
+    return f"{seconds:,.0f} s" + (f" and {unknown} jobs never measured" if unknown else "")
+
+
+def downstream(dag: Dag, jobs: set[Job]) -> list[Job]:
+    """All jobs that read what the jobs make, directly or not."""
+    reached = set(jobs)
+    for job in dag.jobs:
+        if not reached.isdisjoint(dag.inputs(job).values()):
+            reached.add(job)
+    return [job for job in dag.jobs if job in reached - jobs]
+
+
+def explain(ledger: Ledger, job: Job) -> list[str]:
+    """What will happen to one artifact, and why, as lines."""
+    dag, unsettled = ledger.dag, ledger.survey.unsettled
+    folder, root = ledger.results / job.folder, ledger.results / STATE / job.folder
+    record = ledger.records.get(job)
+    if artifact.is_locked(root / "lock"):
+        return [f"{folder}: a job is at work on it"]
+    if job not in unsettled:
+        assert record is not None
+        kept = [f"  kept on purpose ({a.reason}): {'; '.join(a.changes)}" for a in record.accepted]
+        return [f"{folder}: up to date", *kept]
+    lines = [f"{folder}: will run"]
+    if record is None:
+        there = any((folder / name).exists() for name in (artifact.RECORD, artifact.RECORD_COPY))
+        lines[0] += ": its record is damaged" if there else ": it is not made yet"
+    work = root / f"work-{dag.fingerprint(job)}"
+    if work.exists() and any(work.iterdir()):
+        lines.append(f"  unfinished work is in {work} and will be continued")
+    found: dict[Job, list[Change]] = {}
+    causes(ledger, job, found)
+    for one, changes in found.items():
+        lines += [f"  {change}" + (f" (of {one.label})" if one != job else "") for change in changes]
+    for upstream in dag.inputs(job).values():
+        if upstream in unsettled and upstream not in ledger.records:
+            lines.append(f"  its input {upstream.label} is to be made first")
+    waiting = [one for one in downstream(dag, {job}) if one in unsettled]
+    below = [one for one in waiting if one in ledger.survey.stale or one not in ledger.records]
+    after = f"; with the {len(below)} jobs after it: {cost(ledger, [job, *below])}" if below else ""
+    lines.append(f"  cost: {cost(ledger, [job])}{after}")
+    if looks := len(waiting) - len(below):
+        lines.append(f"  {looks} jobs after it are whole, and run only if it comes out differently")
+    if record is not None:
+        lines.append(f'  to keep it as it is: python -m pipeline accept {folder} --reason "..."')
+    return lines
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain the chosen jobs; without a target, those with which it begins."""
+    dag, jobs = chosen(args)
+    ledger = Ledger(dag, args.results)
+    unsettled = ledger.survey.unsettled
+    if not args.target:
+        if not unsettled:
+            print(f"scale '{dag.name}': everything is up to date")
+            return 0
+        print(f"scale '{dag.name}': {len(unsettled)} of {len(jobs)} jobs will run; it begins with:")
+        jobs = [job for job in jobs if job in unsettled and unsettled.isdisjoint(dag.inputs(job).values())]
+    for job in jobs:
+        print("\n".join(explain(ledger, job)))
+    return 0
+
+
+def accept(ledger: Ledger, jobs: list[Job], reason: str) -> list[tuple[Job, list[str]]]:
+    """Keep artifacts under the identity the configuration asks for now.
+
+    What is downstream of one and differs in nothing but that is kept along with it.
+
+    Returns:
+        The jobs whose records were changed, with the changes that were accepted.
+
+    Raises:
+        PipelineError: there is no whole artifact to keep, or a job is at work on it.
+    """
+    dag, stale = ledger.dag, ledger.survey.stale
+    kept: dict[Job, list[str]] = {}
+    for job in [*jobs, *downstream(dag, set(jobs))]:
+        folder, lock = ledger.results / job.folder, ledger.results / STATE / job.folder / "lock"
+        if job not in stale or job in kept:
+            continue
+        record = artifact.read_record(folder)
+        own, inputs = own_changes(dag, job, record), input_changes(ledger, job, record)
+        if job not in jobs and (own or any(up in stale and up not in kept for up in dag.inputs(job).values())):
+            continue  # it has a reason of its own
+        if artifact.is_locked(lock):
+            raise PipelineError(f"{folder}: a job is at work on it; wait for it or stop it")
+        with artifact.locked(lock):
+            artifact.check_files(folder, record)
+            changes = [str(change) for change in (*own, *inputs)]
+            ledger.records[job] = _accepted(ledger, job, record, changes, reason)
+            artifact.write_record(folder, ledger.records[job])
+        kept[job] = changes
+    return list(kept.items())
+
+
+def _accepted(ledger: Ledger, job: Job, record: Record, changes: list[str], reason: str) -> Record:
+    """The record under its new identity; inputs that are gone keep the content they had."""
+    dag, entries = ledger.dag, []
+    before = {entry.name: entry for entry in record.inputs}
+    for name, upstream in dag.inputs(job).items():
+        made, had = ledger.records.get(upstream), before.get(name)
+        content = made.content if made is not None else had.content if had is not None else ""
+        path = upstream.folder.as_posix()
+        entries.append(InputEntry(name=name, path=path, fingerprint=dag.fingerprint(upstream), content=content))
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    note = Acceptance(fingerprint=record.fingerprint, changes=changes, reason=reason, when=when)
+    update: dict[str, Any] = {
+        "fingerprint": dag.fingerprint(job),
+        "stage_version": STAGES[job.stage],
+        "settings": dag.settings(job),
+        "inputs": entries,
+        "accepted": [*record.accepted, note],
+    }
+    return record.model_copy(update=update)
+
+
+def run_accept(args: argparse.Namespace) -> int:
+    """Accept the chosen artifacts; 1 if there was nothing to accept."""
+    dag, jobs = chosen(args)
+    kept = accept(Ledger(dag, args.results), jobs, args.reason)
+    for job, changes in kept:
+        print(f"{args.results / job.folder}: kept; its record says so")
+        print("".join(f"  {change}\n" for change in changes), end="")
+    if not kept:
+        print(f"{args.target}: nothing to accept: it is up to date, or there is no artifact to keep")
+    return 0 if kept else 1
+
+
+def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add both verbs to the command line."""
+    parser = verbs.add_parser("why", help="why an artifact will be made again, at what cost", description=__doc__)
+    add_common(parser)
+    parser.add_argument("target", nargs="?", help="a stage, point, source or artifact (default: where it begins)")
+    parser.set_defaults(func=run)
+    parser = verbs.add_parser("accept", help="keep an artifact although its identity changed", description=__doc__)
+    add_common(parser)
+    parser.add_argument("target", help="a stage, point, source or artifact")
+    parser.add_argument("--reason", required=True, help="goes into the record and the report")
+    parser.set_defaults(func=run_accept)
