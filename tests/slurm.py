@@ -2,8 +2,8 @@
 
     python -m tests.slurm snakemake --profile profiles/slurm --jobs 2 --config scale=smoke
 
-runs a command with such a Slurm around it. Needs root and the Debian packages slurm-wlm and munge; installs nothing. The
-nodes are pretended: each has 64 CPUs, 512 GB and 8 GPUs by its configuration, so that the profile's requests fit
+runs a command with such a Slurm around it. Needs root and the Debian packages slurm-wlm and munge; installs nothing.
+The nodes are pretended: each has 64 CPUs, 512 GB and 8 GPUs by its configuration, so that the profile's requests fit
 whatever machine this is; jobs find no device behind them and run on CPU.
 """
 

@@ -19,11 +19,14 @@ from pipeline.engines.scheduler import allocation
 from pipeline.errors import PipelineError, Stopped
 
 STOP = "stop"  # file in the state folder: ranks that see it save and end
+FAILED = "failed"  # file in the state folder: written by a node whose ranks failed
 # What `pbsdsh`, which starts programs with the node's own environment, must be told of ours.
 PASSED_ON = (
     "PATH", "LD_LIBRARY_PATH", "HOME", "PYTHON", "VIRTUAL_ENV", "OMP_", "TORCH", "NCCL_", "GLOO_", "CUDA_DEVICE_MAX",
     "HF_HUB_OFFLINE", "TOKENIZERS_",
 )  # fmt: skip
+# Of Slurm's variables, those that say which job this is, and not what shape its step has.
+KEPT = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
 
 
 def torchrun(module: str, argument: Path, execution: Execution) -> None:
@@ -36,7 +39,7 @@ def torchrun(module: str, argument: Path, execution: Execution) -> None:
         Stopped: they did.
         PipelineError: a process failed (its own message is above in the log), or there is no launcher for the nodes.
     """
-    stop = argument.with_name(STOP)
+    stop, failed = argument.with_name(STOP), argument.with_name(FAILED)
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={execution.ranks}"]
     command += ["--signals-to-handle=SIGINT"]
     if execution.nodes == 1:
@@ -44,8 +47,9 @@ def torchrun(module: str, argument: Path, execution: Execution) -> None:
     else:
         meeting = [f"--rdzv-endpoint={socket.gethostname()}:{_free_port()}", f"--rdzv-id={uuid.uuid4().hex[:8]}"]
         command += [f"--nnodes={execution.nodes}", "--rdzv-backend=c10d", *meeting, "-m", module, str(argument)]
+        failed.unlink(missing_ok=True)
         script = argument.with_name("torchrun.sh")
-        write_atomic(script, node_script(command))
+        write_atomic(script, node_script(command, failed.resolve()))
         command = [*launcher(execution), "sh", str(script.resolve())]
     # A session of its own, so that a scheduler that signals this process's group does not end the launcher.
     process = subprocess.Popen(
@@ -64,6 +68,8 @@ def torchrun(module: str, argument: Path, execution: Execution) -> None:
         status = process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
+    if not status and execution.nodes > 1 and failed.exists():
+        status = int(failed.read_text())  # pbsdsh does not tell
     if status and asked:
         raise Stopped("stopped and saved, as asked by SIGTERM; the same command continues")
     if status:
@@ -84,11 +90,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def node_script(command: list[str]) -> str:
-    """What each node runs: this process's folder and settings, then torchrun."""
+def node_script(command: list[str], failed: Path) -> str:
+    """What each node runs: this process's folder and settings, torchrun, and a word in `failed` if it failed."""
     settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith(PASSED_ON)}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
-    return f"trap '' TERM\n{exports}cd {shlex.quote(str(Path.cwd()))}\nexec {shlex.join(command)}\n"
+    note = f"status=$?\n[ $status = 0 ] || echo $status > {shlex.quote(str(failed))}\nexit $status\n"
+    return f"trap '' TERM\n{exports}cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(command)}\n{note}"
 
 
 def launcher(execution: Execution) -> list[str]:
@@ -110,6 +117,3 @@ def launcher(execution: Execution) -> list[str]:
         f"--nodes {execution.nodes}: several nodes are used in a Slurm or PBS job only, and this is none; "
         "run with --profile profiles/slurm or profiles/pbs, or use one node"
     )
-
-
-KEPT = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
