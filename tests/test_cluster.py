@@ -16,6 +16,7 @@ from pipeline.dag import Dag, Job
 from tests.repository import ROOT, contents, copy_repository, launch, snakemake
 from tests.slurm import Slurm, missing
 
+PBS = ("--profile", "profiles/pbs", "--seconds-between-status-checks", "1")  # the profile as it is, but asked sooner
 CHEAP = ("tokenizer", "tokenize")  # and the corpora they need: no engine
 
 
@@ -51,7 +52,7 @@ def requests(pbs: dict[str, str]) -> dict[str, str]:
 
 
 def test_stages_run_as_pbs_jobs_and_ask_for_what_they_need(repository: Path, pbs: dict[str, str]) -> None:
-    done = snakemake(repository, "--profile", "profiles/pbs", *CHEAP, env=pbs)
+    done = snakemake(repository, *PBS, *CHEAP, env=pbs)
     assert done.returncode == 0, done.stdout
     dag = Dag.load("smoke", repository / "config" / "grid.yaml")
     for stage in ("corpus", *CHEAP):
@@ -65,7 +66,7 @@ def test_stages_run_as_pbs_jobs_and_ask_for_what_they_need(repository: Path, pbs
 
 def test_a_failed_pbs_job_is_tried_again_and_then_reported(repository: Path, pbs: dict[str, str]) -> None:
     (repository / "pipeline" / "stages" / "corpus.py").write_text("raise SystemExit('broken')\n")
-    done = snakemake(repository, "--profile", "profiles/pbs", "--retries", "1", "tokenizer", env=pbs)
+    done = snakemake(repository, *PBS, "--retries", "1", "tokenizer", env=pbs)
     assert done.returncode != 0 and "broken" in done.stdout
     assert len(requests(pbs)) == 2 * 2
 
