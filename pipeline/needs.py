@@ -13,6 +13,7 @@ ON_GPU = ("pretrain", "grpo", "benchmark", "decode", "taskloss")
 # MiB of a process before it holds a model: measured on CPU (docs/VALIDATION.md), rounded up.
 BASE_MB = {"grpo": 5500, "table": 1000, "figures": 1000, "report": 1000}
 DEFAULT_MB = 2000
+GPU_CORES = 8  # for each GPU: data loading, vLLM's and Ray's processes
 GPU_PROCESS_MB = 8000  # with CUDA's libraries and pinned buffers; not measured
 # Bytes of host memory for each parameter, over all nodes. pretrain: weights, fp32 master and two moments while a save
 # passes through. grpo: the same, and the whole model beside it. convert: both layouts of the weights, in fp32.
@@ -38,10 +39,11 @@ MINUTES = {
 
 @dataclass(frozen=True)
 class Needs:
-    """A job's request. Memory and GPUs are those of each node."""
+    """A job's request. GPUs, cores and memory are those of each node; time is in minutes."""
 
     nodes: int
     gpus: int
+    cores: int
     mem_mb: int
     runtime: int
 
@@ -67,6 +69,7 @@ def needs(stage: str, point: Point | None, layout: Layout, on_gpu: bool) -> Need
     return Needs(
         nodes=layout.nodes,
         gpus=gpus,
+        cores=max(1, GPU_CORES * gpus),
         mem_mb=int(process_mb * layout.gpus_per_node + model_mb),
         runtime=int(base + more * active / 1e9),
     )

@@ -10,7 +10,7 @@ rule benchmark_job:
         f"logs/{SCALE}/{{point}}/benchmark/{{variant}}.log",
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("benchmark", "cores")
     resources:
         mem_mb=need("benchmark", "mem_mb"),
         runtime=need("benchmark", "runtime"),

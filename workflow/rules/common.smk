@@ -55,6 +55,18 @@ shell.prefix(
 if workflow.remote_exec:  # this is the Snakemake inside a cluster job
     forward_notice()
 
+# A cluster's profile says how wide jobs run (layout_of). Snakemake reads profiles/default beside it, which says what one
+# machine has, and would cut the jobs' requests down to that.
+DEFAULTS = workflow.resource_settings.default_resources or {}
+LAYOUT = DEFAULTS["layout"].raw if "layout" in DEFAULTS else None
+if LAYOUT not in (None, "single", "released"):
+    raise WorkflowError(
+        f"--default-resources layout={LAYOUT}: it is `single` or `released`"
+    )
+if LAYOUT:
+    for limit in ("mem_mb", "gpus"):
+        workflow.global_resources[limit] = None
+
 
 wildcard_constraints:
     source="|".join(map(re.escape, EXPERIMENT.datasets)),
@@ -96,18 +108,12 @@ def layout_of(stage, point):
 
     Profiles switch by a default resource, `layout=released` or `layout=single`.
     """
-    given = workflow.resource_settings.default_resources or {}
-    chosen = given["layout"].raw if "layout" in given else None
-    if chosen is None and workflow.non_local_exec and not workflow.dryrun:
+    if LAYOUT is None and workflow.non_local_exec and not workflow.dryrun:
         raise WorkflowError(
             "--default-resources: `layout=released` (GPUs and nodes from config/layouts.yaml) or `layout=single` is "
             "missing; on the command line, --default-resources replaces all those of the profile"
         )
-    if chosen not in (None, "single", "released"):
-        raise WorkflowError(
-            f"--default-resources layout={chosen}: it is `single` or `released`"
-        )
-    released = chosen == "released"
+    released = LAYOUT == "released"
     layout = LAYOUTS.of(point, stage) if released and point else Layout()
     return layout, released or ON_GPU
 

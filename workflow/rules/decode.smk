@@ -10,7 +10,7 @@ rule decode_job:
         f"logs/{SCALE}/{{point}}/decode/{{variant}}.log",
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("decode", "cores")
     resources:
         mem_mb=need("decode", "mem_mb"),
         runtime=need("decode", "runtime"),

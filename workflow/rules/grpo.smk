@@ -11,7 +11,7 @@ rule grpo_job:
     priority: 50
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("grpo", "cores")
     resources:
         mem_mb=need("grpo", "mem_mb"),
         runtime=need("grpo", "runtime"),

@@ -11,7 +11,7 @@ rule pretrain_job:
     priority: 30
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("pretrain", "cores")
     resources:
         mem_mb=need("pretrain", "mem_mb"),
         runtime=need("pretrain", "runtime"),

@@ -10,7 +10,7 @@ rule taskloss_job:
         f"logs/{SCALE}/{{point}}/taskloss/{{variant}}.log",
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("taskloss", "cores")
     resources:
         mem_mb=need("taskloss", "mem_mb"),
         runtime=need("taskloss", "runtime"),
