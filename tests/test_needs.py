@@ -1,11 +1,12 @@
 """What jobs ask a scheduler for."""
 
+import shutil
 import subprocess
 
 import pytest
 
 from pipeline.dag import Dag
-from pipeline.layouts import Layouts
+from pipeline.layouts import Layout, Layouts
 from pipeline.needs import needs
 from tests.repository import ROOT, SNAKEMAKE
 
@@ -18,10 +19,8 @@ def math() -> tuple[Dag, Layouts]:
 def test_every_job_of_every_point_can_be_asked_for(math: tuple[Dag, Layouts]) -> None:
     dag, layouts = math
     for job in dag.jobs:
-        point = dag.points[job.point] if job.point else None
-        asked = needs(
-            job.stage, point, layouts.of(job.point or "", job.stage) if point else layouts.of("", "convert"), True
-        )
+        layout = layouts.of(job.point, job.stage) if job.point else Layout()
+        asked = needs(job.stage, dag.points[job.point] if job.point else None, layout, True)
         assert min(asked.nodes, asked.cores, asked.mem_mb, asked.runtime) > 0
 
 
@@ -52,6 +51,7 @@ def test_the_profile_of_one_machine_does_not_limit_a_clusters_jobs(profile: str)
     assert int(point.split("mem_mb=")[1].split(",")[0]) > 100_000
 
 
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
 def test_one_machines_jobs_stay_as_they_were() -> None:
     command = [SNAKEMAKE, "--dry-run", "--nocolor", "--cores", "2", "--config", "scale=smoke"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
