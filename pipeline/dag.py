@@ -24,18 +24,19 @@ STAGES: dict[str, int] = {
     "corpus": 1,
     "tokenizer": 1,
     "tokenize": 1,
-    "pretrain": 1,
+    "pretrain": 2,
     "convert": 1,
-    "grpo": 1,
+    "grpo": 2,
     "benchmark": 1,
     "decode": 1,
     "taskloss": 1,
-    "table": 1,
+    "table": 2,
     "figures": 1,
-    "report": 1,
+    "report": 2,
 }
 STATE = ".state"  # folder of unfinished work below the results folder, with the jobs' own folders inside
 EVALUATIONS = ("benchmark", "decode", "taskloss")
+ANALYSIS = ("table", "figures", "report")  # made from records alone, in seconds
 BASE, GRPO = "base", "grpo"
 
 # Packages whose version changes a stage's numbers. Local versions (+cpu) are left out: the same release on another

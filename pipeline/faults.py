@@ -7,6 +7,7 @@ from pathlib import Path
 
 SAME = "nothing published was touched; the same command continues"
 FULL = (errno.ENOSPC, errno.EDQUOT)
+TIGHT_MB = 64  # less than any checkpoint worth saving
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -28,12 +29,13 @@ def explain(error: BaseException, results: Path) -> str | None:
     for one in chain(error):
         number, text, name = getattr(one, "errno", None), str(one), type(one).__name__
         where = getattr(one, "filename", None) or results
-        if number in FULL or "No space left on device" in text or "Disk quota exceeded" in text:
-            free = shutil.disk_usage(results).free >> 20
+        free = shutil.disk_usage(results).free >> 20 if results.exists() else 0
+        torn = "inline_container" in text and free < TIGHT_MB  # PyTorch's writer says nothing of the disk
+        if torn or number in FULL or "No space left on device" in text or "Disk quota exceeded" in text:
             return f"{where}: no space left on the disk ({free:,} MiB free below {results}): free some; {SAME}"
         if number in DENIED or "Read-only file system" in text:
             return f"{where}: cannot be written ({text}): make {results} writable for this user; {SAME}"
-        if name == "EngineDeadError" or "EngineCore" in text:
+        if name == "EngineDeadError" or "EngineCore" in text or "Engine core initialization failed" in text:
             return (
                 "vLLM's engine process is gone; most often the system killed it for its memory: lower cache_mb or "
                 f"raise mem_mb in the profile, and see the log above; {SAME}"

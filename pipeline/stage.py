@@ -247,7 +247,9 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
         prepare_environment(execution, offline=stage != "corpus")
         with notice(), own_devices(execution) if stage in ON_DEVICE else nullcontext():
             record = execute(dag, job, run, args.results, execution)
-    except Exception as error:
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # PyTorch's CheckpointException is no Exception
         message = str(error) if isinstance(error, PipelineError) else faults.explain(error, args.results)
         if not isinstance(error, PipelineError):
             traceback.print_exc()

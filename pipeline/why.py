@@ -16,10 +16,11 @@ from typing import Any
 from pipeline import artifact
 from pipeline.artifact import Acceptance, InputEntry, Record
 from pipeline.cli import add_common, chosen
-from pipeline.dag import STAGES, STATE, Dag, Job
+from pipeline.dag import ANALYSIS, STAGES, STATE, Dag, Job
 from pipeline.errors import PipelineError
 
 ABSENT = "(absent)"
+NAMED = 3  # inputs named one by one
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,19 @@ def input_changes(ledger: Ledger, job: Job, record: Record) -> list[Change]:
     return changes
 
 
-def causes(ledger: Ledger, job: Job, found: dict[Job, list[Change]]) -> None:
-    """Add to `found` the changes of everything upstream of a job, and then its own.
+def causes(ledger: Ledger, job: Job, found: dict[Job, list[Change]]) -> bool:
+    """Add to `found` the changes of everything upstream of a job, and then its own; whether there are any.
 
-    That an input has another identity is no cause where that input's own changes say why.
+    That an input has another identity is no cause where changes further up say why.
     """
-    for upstream in ledger.dag.inputs(job).values():
-        if upstream not in found:
-            causes(ledger, upstream, found)
-    found[job] = []
-    if (record := ledger.records.get(job)) is not None:
-        known = any(found[upstream] for upstream in ledger.dag.inputs(job).values())
-        found[job] = own_changes(ledger.dag, job, record)
-        inputs = input_changes(ledger, job, record)
-        found[job] += [change for change in inputs if not (known and change.field.startswith("input "))]
+    upstream = [causes(ledger, one, found) for one in ledger.dag.inputs(job).values()]
+    if job not in found:
+        found[job] = []
+        if (record := ledger.records.get(job)) is not None:
+            inputs = input_changes(ledger, job, record)
+            found[job] += own_changes(ledger.dag, job, record)
+            found[job] += [c for c in inputs if not (any(upstream) and c.field.startswith("input "))]
+    return any(upstream) or bool(found[job])
 
 
 def cost(ledger: Ledger, jobs: list[Job]) -> str:
@@ -143,6 +143,8 @@ def explain(ledger: Ledger, job: Job) -> list[str]:
         kept = [f"  kept on purpose ({a.reason}): {'; '.join(a.changes)}" for a in record.accepted]
         return [f"{folder}: up to date", *kept]
     lines = [f"{folder}: will run"]
+    if record is not None and job not in ledger.survey.stale:
+        lines = [f"{folder}: is whole; will run only if an input comes out differently"]
     if record is None:
         there = any((folder / name).exists() for name in (artifact.RECORD, artifact.RECORD_COPY))
         lines[0] += ": its record is damaged" if there else ": it is not made yet"
@@ -153,16 +155,17 @@ def explain(ledger: Ledger, job: Job) -> list[str]:
     causes(ledger, job, found)
     for one, changes in found.items():
         lines += [f"  {change}" + (f" (of {one.label})" if one != job else "") for change in changes]
-    for upstream in dag.inputs(job).values():
-        if upstream in unsettled and upstream not in ledger.records:
-            lines.append(f"  its input {upstream.label} is to be made first")
+    first = [up.label for up in dag.inputs(job).values() if up in unsettled and up not in ledger.records]
+    if first:
+        more = f" and {len(first) - NAMED} more" if len(first) > NAMED else ""
+        lines.append(f"  made first: {', '.join(first[:NAMED])}{more}")
     waiting = [one for one in downstream(dag, {job}) if one in unsettled]
     below = [one for one in waiting if one in ledger.survey.stale or one not in ledger.records]
     after = f"; with the {len(below)} jobs after it: {cost(ledger, [job, *below])}" if below else ""
     lines.append(f"  cost: {cost(ledger, [job])}{after}")
     if looks := len(waiting) - len(below):
         lines.append(f"  {looks} jobs after it are whole, and run only if it comes out differently")
-    if record is not None:
+    if job in ledger.survey.stale:
         lines.append(f'  to keep it as it is: python -m pipeline accept {folder} --reason "..."')
     return lines
 
@@ -186,7 +189,8 @@ def run(args: argparse.Namespace) -> int:
 def accept(ledger: Ledger, jobs: list[Job], reason: str) -> list[tuple[Job, list[str]]]:
     """Keep artifacts under the identity the configuration asks for now.
 
-    What is downstream of one and differs in nothing but that is kept along with it.
+    What is downstream of one and differs in nothing but that is kept along with it; but table, figures and report are
+    made again, so that they say what was kept.
 
     Returns:
         The jobs whose records were changed, with the changes that were accepted.
@@ -196,7 +200,8 @@ def accept(ledger: Ledger, jobs: list[Job], reason: str) -> list[tuple[Job, list
     """
     dag, stale = ledger.dag, ledger.survey.stale
     kept: dict[Job, list[str]] = {}
-    for job in [*jobs, *downstream(dag, set(jobs))]:
+    followers = [job for job in downstream(dag, set(jobs)) if job.stage not in ANALYSIS]
+    for job in [*jobs, *followers]:
         folder, lock = ledger.results / job.folder, ledger.results / STATE / job.folder / "lock"
         if job not in stale or job in kept:
             continue

@@ -48,7 +48,7 @@ def render(title: str, scale: str, points: Iterable[Point], table: Path, figures
         title=title,
         scale=scale,
         facts=_facts(results, records),
-        cautions=claims.cautions(results, found),
+        cautions=claims.cautions(results, found) + _kept(records),
         topics=found,
         figures=_figures(figures),
         wide=_wide(results),
@@ -73,6 +73,16 @@ def _facts(results: pd.DataFrame, records: list[dict[str, Any]]) -> list[tuple[s
         ("training FLOPs", f"{models['flops'].sum():.3g}"),
         ("CPU time", _duration(sum(r["cpu_s"] for r in records))),
         ("begun (UTC)", f"{started[0][:16]} to {started[-1][:16]}".replace("T", " ")),
+    ]
+
+
+def _kept(records: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each artifact that was kept although its identity had changed (`python -m pipeline accept`)."""
+    return [
+        f"{record['path']} was not made with the settings shown: it was kept on purpose ({note['reason']}; "
+        f"{note['when'][:10]}). What differs: {'; '.join(note['changes'])}."
+        for record in records
+        for note in record["accepted"]
     ]
 
 

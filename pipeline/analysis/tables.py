@@ -285,5 +285,5 @@ def _thin(frame: pd.DataFrame) -> pd.DataFrame:
 def provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
     """What the report says about each record: what it is, where it lies, and what it took to make."""
     fields = {"stage", "point", "variant", "fingerprint", "versions", "commit", "hardware", "execution", "started"}
-    fields |= {"timing", "wall_s", "cpu_s", "peak_rss_mb"}
+    fields |= {"timing", "wall_s", "cpu_s", "peak_rss_mb", "accepted"}
     return [r.model_dump(include=fields) | {"path": _job(r).record.as_posix()} for r in records]

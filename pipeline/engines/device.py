@@ -10,6 +10,8 @@ import shutil
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -76,19 +78,26 @@ def die_with_parent(with_signal: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, with_signal)
 
 
+def processes(variable: str, value: str) -> Iterator[psutil.Process]:
+    """Every other process that was started with the environment variable."""
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(variable) == value:
+                yield process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone meanwhile, or another user's
+            continue
+
+
 def end_processes(variable: str, value: str) -> int:
     """Kill every other process that was started with the environment variable; returns how many there were.
 
     A killed process's children learn of it, but not at once; Ray's daemons and workers take seconds.
     """
     killed = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(variable) == value:
-                process.kill()
-                killed.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone meanwhile, or another user's
-            continue
+    for process in processes(variable, value):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+        killed.append(process)
     psutil.wait_procs(killed, timeout=10)
     return len(killed)
 

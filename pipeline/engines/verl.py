@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import pipeline
 from pipeline.artifact import write_atomic
 from pipeline.config import DTYPES, Grpo
-from pipeline.engines.device import Execution, die_with_parent, end_processes
+from pipeline.engines.device import Execution, die_with_parent, end_processes, processes
 from pipeline.errors import PipelineError
 
 RUN = "GRPO_RUN"  # environment variable that names the run's folder in /tmp; all its processes inherit it
@@ -28,7 +30,9 @@ PLUGIN = "pipeline.engines.verl_plugin"
 TRACKER = "latest_checkpointed_iteration.txt"  # verl resumes from the step written here
 ERROR_LINES = 30
 POLL_S = 0.5
+WORKERS = ("TaskRunner", "WorkerDict", "RunServer", "TransferQueue", "SimpleStorage")  # Ray actors that last a run
 LOST = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError", "EngineDeadError")
+GRACE_S = 30  # verl's own end takes its workers first
 
 
 def overrides(recipe: Grpo, execution: Execution, checkpoint: Path, work: Path, train_rows: int) -> list[str]:
@@ -155,6 +159,44 @@ def end_run(folder: Path) -> int:
     return ended
 
 
+def workers(folder: Path) -> set[int]:
+    """Process ids of the run's Ray actors on this machine."""
+    found = set()
+    for process in processes(RUN, str(folder)):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if title.startswith("ray::") and any(name in title for name in WORKERS):
+            found.add(process.pid)
+    return found
+
+
+class Watch:
+    """Notices that a worker of a run is gone for good.
+
+    verl itself does not: an actor that sends weights to a vLLM server that the system killed waits for ever.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: set[int] = set()
+        self.since: float | None = None
+        self.looked = 0.0
+
+    def lost(self) -> bool:
+        """Whether a worker has been missing for `GRACE_S` seconds; looks every few seconds only."""
+        now = time.monotonic()
+        if now - self.looked > GRACE_S / 10:
+            self.looked, alive = now, workers(self.folder)
+            self.seen |= alive
+            if self.seen == alive:
+                self.since = None
+            elif self.since is None:
+                self.since = now
+        return self.since is not None and now - self.since > GRACE_S
+
+
 def last_error(log: Path) -> str:
     """The part of verl's log that tells why it ended: from the last traceback on, else the last lines."""
     lines = re.sub(r"\x1b\[\d*m", "", log.read_text(errors="replace")).splitlines()
@@ -193,14 +235,16 @@ def train(
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
-            while (status := child.poll()) is None:
+            watch = Watch(folder)
+            while (status := child.poll()) is None and not watch.lost():
                 time.sleep(POLL_S)
                 progress(max(read_metrics(work), default=0))
     finally:
         end_run(folder)
         signal.signal(signal.SIGTERM, before)
-    if status:
-        if lost := next((name for name in LOST if name in log.read_text(errors="replace")), None):
+    if status != 0:
+        said = (name for name in LOST if name in log.read_text(errors="replace"))
+        if lost := "killed while verl waited for it" if status is None else next(said, None):
             raise PipelineError(
                 f"{log}: verl lost one of its worker processes ({lost}); most often the system killed it for its "
                 f"memory: run fewer jobs at once (mem_mb in the profile), or lower cache_mb or raise ranks for "

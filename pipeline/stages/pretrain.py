@@ -245,7 +245,7 @@ def work(plan_file: Path) -> None:
     plan = PLAN.validate_json(plan_file.read_bytes())
     try:
         train(plan)
-    except Exception as error:
+    except BaseException as error:  # PyTorch's CheckpointException is no Exception
         if not isinstance(error, PipelineError):
             traceback.print_exc()
         print(f"error (rank {os.environ['RANK']}): {faults.explain(error, plan.state) or error}", flush=True)

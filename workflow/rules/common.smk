@@ -1,5 +1,6 @@
 """What the rules share: the DAG of the chosen scale, and how a rule asks it for inputs and identity."""
 
+import os
 import re
 import shlex
 import shutil
@@ -37,6 +38,10 @@ SCALE = EXPERIMENT.name
 # that is newer than any record: a file made now, gone when Snakemake ends, and here, where a cluster's nodes see it.
 RESULTS = Path("results")
 SURVEY = EXPERIMENT.survey(RESULTS)
+if SURVEY.unsettled and RESULTS.exists() and not os.access(RESULTS, os.W_OK):
+    raise WorkflowError(
+        f"{RESULTS}: cannot be written; make it writable for this user, or its disk"
+    )
 NOW = None
 if SURVEY.stale:
     Path(".snakemake").mkdir(exist_ok=True)

@@ -25,11 +25,11 @@ rule report:
     input:
         records(EXPERIMENT.of("report")),
     output:
-        f"results/{SCALE}/report.html",
+        update(f"results/{SCALE}/report.html"),
     log:
         f"logs/{SCALE}/report.html.log",
     localrule: True
     conda:
         ENVIRONMENT
     shell:
-        "ln -sf report/report.html {output} 2> {log}"
+        "[ -L {output} ] || ln -sf report/report.html {output} 2> {log}"
