@@ -216,7 +216,7 @@ def test_a_training_job_that_slurm_ends_saves_and_goes_on_under_its_number(
     notice: str, repository: Path, slurm: Slurm
 ) -> None:
     grid = repository / "config" / "grid.yaml"
-    grid.write_text(grid.read_text().replace("pretrain: {steps: 20,", "pretrain: {steps: 300,"))
+    grid.write_text(grid.read_text().replace("pretrain: {steps: 20,", "pretrain: {steps: 4000,"))
     _, job, log = pretrain_job(repository)
     process = launch(repository, *SLURM, f"results/{job.record}", env=slurm.environment)
     wait_for(lambda: log.exists() and "\nstep " in log.read_text(), 300)
@@ -228,7 +228,7 @@ def test_a_training_job_that_slurm_ends_saves_and_goes_on_under_its_number(
     wait_for(lambda: slurm.run("squeue", "--noheader", f"--jobs={number}", "--format=%T").strip() == "PENDING")
     assert "and saved; the same command continues" in log.read_text()
     slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")  # Slurm would let it wait two minutes
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert "continuing after step" in log.read_text()
     jobs = slurm.run("squeue", "--noheader", "--states=all", "--partition=batch", "--format=%i %T").splitlines()

@@ -31,13 +31,13 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Slurm job whose squeue says what the file `state` says, and whose scontrol notes what it was told."""
-    for name, does in (("squeue", "cat state"), ("scontrol", 'echo "$@" >> told')):
-        (tmp_path / name).write_text(f"#!/bin/sh\ncd {tmp_path} && {does}\n")
-        (tmp_path / name).chmod(0o755)
+    """A Slurm job of which scontrol says what the file `job` says; what else scontrol was told is in `told`."""
+    scontrol = f'#!/bin/sh\ncd {tmp_path}\nif [ "$2" = show ]; then cat job; else echo "$@" >> told; fi\n'
+    (tmp_path / "scontrol").write_text(scontrol)
+    (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    (tmp_path / "state").write_text("RUNNING\n")
+    (tmp_path / "job").write_text("JobId=7 JobName=x JobState=RUNNING Reason=None Requeue=1 Restarts=0 Command=/a b\n")
     return tmp_path
 
 
@@ -56,10 +56,20 @@ def test_so_does_a_stage_that_saved_first(slurm: Path) -> None:
 
 
 def test_a_cancelled_slurm_job_does_not_come_back(slurm: Path) -> None:
-    (slurm / "state").write_text("COMPLETING\n")
+    (slurm / "job").write_text("JobId=7 JobState=COMPLETING Restarts=0\n")
     with pytest.raises(Stopped), scheduler.notice():
         raise Stopped("saved")
     assert not (slurm / "told").exists()
+
+
+def test_a_stage_that_comes_back_again_and_again_without_saving_is_given_up(
+    slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (slurm / "job").write_text(f"JobId=7 JobState=RUNNING Restarts={scheduler.RESTARTS}\n")
+    with pytest.raises(SystemExit), scheduler.notice():
+        sys.exit(scheduler.TERMINATED)
+    assert not (slurm / "told").exists() and "give it more time" in capsys.readouterr().out
+    assert scheduler.queue_again(), "one that has saved goes on"
 
 
 def test_a_stage_that_fails_does_not_come_back(slurm: Path) -> None:

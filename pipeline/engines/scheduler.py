@@ -17,6 +17,7 @@ from typing import Literal
 from pipeline.errors import Stopped
 
 TERMINATED = 128 + signal.SIGTERM  # status of a process that ended on the scheduler's notice
+RESTARTS = 10  # of a stage that may not have come further: a job that never fits in its time must not run for ever
 
 
 def allocation() -> Literal["slurm", "pbs"] | None:
@@ -38,20 +39,29 @@ def notice() -> Iterator[None]:
         yield
     except (Stopped, SystemExit) as end:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
-        if isinstance(end, Stopped) or end.code == TERMINATED:
-            if isinstance(end, SystemExit):
-                print("error: stopped by SIGTERM; the same command continues", flush=True)
+        if isinstance(end, Stopped):
             queue_again()
+        elif end.code == TERMINATED:
+            print("error: stopped by SIGTERM; the same command continues", flush=True)
+            queue_again(RESTARTS)
         raise
 
 
-def queue_again() -> bool:
-    """Put this Slurm job back in the queue, unless somebody cancelled it. Says whether that was done."""
+def queue_again(most: int | None = None) -> bool:
+    """Put this Slurm job back in the queue, unless somebody cancelled it. Says whether that was done.
+
+    Args:
+        most: not if that has happened so many times already.
+    """
     if allocation() != "slurm":
         return False
     job = os.environ["SLURM_JOB_ID"]
-    state = subprocess.run(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True)
-    if state.stdout.strip() != "RUNNING":  # after scancel it is COMPLETING
+    shown = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True).stdout
+    told = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    if told.get("JobState") != "RUNNING":  # scancel makes it CANCELLED or COMPLETING
+        return False
+    if most is not None and int(told.get("Restarts", 0)) >= most:
+        print(f"Slurm job {job} was restarted {most} times and did not finish; give it more time (runtime)", flush=True)
         return False
     print(f"Slurm job {job} goes back in the queue", flush=True)
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
