@@ -16,9 +16,8 @@ total = torch.ones(1)
 dist.all_reduce(total)
 line = f"{int(total.item())} {os.environ['OMP_NUM_THREADS']} {os.environ.get('PLANTED_TOKEN')}"
 plan.with_name(f"rank-{dist.get_rank()}").write_text(line)
-if plan.read_text() == "wait":
-    while not plan.with_name(STOP).exists():
-        time.sleep(0.1)
-    sys.exit(1)
-if plan.read_text() == "fail" and dist.get_rank() == 1:
-    sys.exit(3)
+while plan.read_text() == "wait" and not plan.with_name(STOP).exists():
+    time.sleep(0.1)
+dist.barrier()
+dist.destroy_process_group()
+sys.exit({"go": 0, "wait": 1, "fail": 3}[plan.read_text()])

@@ -131,7 +131,7 @@ def test_ranks_on_two_pbs_nodes_meet_and_get_the_engines_settings_and_no_secret(
     assert {(tmp_path / f"rank-{i}").read_text() for i in range(2)} == {f"2 {os.environ['OMP_NUM_THREADS']} None"}
 
 
-def test_a_failed_rank_on_another_node_is_an_error_though_pbs_says_nothing(pbs: None, tmp_path: Path) -> None:
+def test_failed_ranks_are_an_error_though_pbsdsh_does_not_say(pbs: None, tmp_path: Path) -> None:
     (tmp_path / "plan").write_text("fail")
     with pytest.raises(PipelineError, match="training on 2 ranks ended with status 1"):
         torchrun("tests.ranks", tmp_path / "plan", TWO_NODES)
