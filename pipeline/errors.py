@@ -6,3 +6,7 @@ class PipelineError(Exception):
 
     Stage command lines print it as one line, without a traceback, and exit with status 1.
     """
+
+
+class Stopped(PipelineError):
+    """A stage ended because it was asked to (SIGTERM), after saving its work: the same command continues."""

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,8 +21,10 @@ from typing import Any
 from pipeline import artifact, faults
 from pipeline.artifact import RECORD, FileEntry, InputEntry, Record
 from pipeline.config import Scale
-from pipeline.dag import STAGES, STATE, Dag, Job
+from pipeline.dag import EVALUATIONS, STAGES, STATE, Dag, Job
 from pipeline.engines.device import Execution, end_processes, prepare_environment
+from pipeline.engines.scheduler import notice
+from pipeline.engines.slots import own_devices
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
 from pipeline.progress import PROGRESS, Progress
@@ -29,6 +32,7 @@ from pipeline.progress import PROGRESS, Progress
 JOB = "MOE_SPARSITY_JOB"  # environment variable by which the processes of a job are known
 FAILURE = "failure.json"  # the last error of a job; gone when it succeeds
 HISTORY = "history.jsonl"  # a line each time a job was begun and published, for good (Snakemake deletes logs)
+ON_DEVICE = ("pretrain", "grpo", *EVALUATIONS)  # stages that use the GPUs they are given
 PACKAGES = ("torch", "megatron-core", "transformers", "vllm", "verl", "lm-eval", "pyarrow", "pandas", "numpy")
 
 
@@ -245,7 +249,8 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
         state_root = args.results / STATE / job.folder
         execution = Execution.from_arguments(args)
         prepare_environment(execution, offline=not dag.downloads(stage))
-        record = execute(dag, job, run, args.results, execution)
+        with notice(), own_devices(execution) if stage in ON_DEVICE else nullcontext():
+            record = execute(dag, job, run, args.results, execution)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # PyTorch's CheckpointException is no Exception

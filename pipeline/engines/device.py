@@ -26,19 +26,26 @@ class Execution:
 
     Attributes:
         device: "cpu", "cuda", or "auto" (cuda if a GPU is visible).
-        ranks: processes on this machine (pretrain, by torchrun; tokenize), or GPUs used (other stages).
+        nodes: machines (pretrain); more than one needs a job of a cluster's scheduler.
+        ranks: processes on each node (pretrain, by torchrun; tokenize), or GPUs used (other stages).
         tp, pp, ep: tensor, pipeline and expert parallel sizes (pretrain); data parallel is what remains.
         save_interval: pre-training steps or GRPO steps between two saves of the state folder.
         memory_mb: KV cache of vLLM, in MiB.
     """
 
     device: str = "auto"
+    nodes: int = 1
     ranks: int = 1
     tp: int = 1
     pp: int = 1
     ep: int = 1
     save_interval: int = 500
     memory_mb: int = 256
+
+    @property
+    def processes(self) -> int:
+        """All ranks on all nodes."""
+        return self.nodes * self.ranks
 
     @property
     def on_gpu(self) -> bool:

@@ -50,7 +50,7 @@ def check_layout(point: Point, execution: Execution) -> None:
     """
     e, recipe = execution, point.pretrain
     parts = {
-        "ranks": (e.ranks, "tp * pp", e.tp * e.pp),
+        "ranks": (e.processes, "tp * pp", e.tp * e.pp),
         "hidden / head_size (attention heads)": (point.heads, "tp", e.tp),
         "model.vocab_size": (point.model.vocab_size, "tp", e.tp),
         "model.sequence_length": (point.model.sequence_length, "tp", e.tp),
@@ -62,9 +62,9 @@ def check_layout(point: Point, execution: Execution) -> None:
             raise PipelineError(
                 f"{point.name}: {what} {whole} is not a multiple of {name} = {part}; change the profile"
             )
-    if (e.ranks // e.pp) % e.ep:
-        raise PipelineError(f"{point.name}: ranks / pp = {e.ranks // e.pp} is not a multiple of ep = {e.ep}")
-    replicas = e.ranks // (e.tp * e.pp)
+    if (e.processes // e.pp) % e.ep:
+        raise PipelineError(f"{point.name}: ranks / pp = {e.processes // e.pp} is not a multiple of ep = {e.ep}")
+    replicas = e.processes // (e.tp * e.pp)
     if recipe.global_batch % (recipe.micro_batch * replicas):
         raise PipelineError(
             f"{point.name}: global_batch {recipe.global_batch} does not split into micro-batches of "
@@ -83,7 +83,7 @@ def session(execution: Execution) -> Iterator[torch.device]:
     if execution.on_gpu:
         torch.cuda.set_device(device)
     backend = "nccl" if execution.on_gpu else "gloo"
-    if execution.ranks > 1:
+    if execution.processes > 1:
         dist.init_process_group(backend)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -4,7 +4,8 @@
 
 Paper section 3 (architecture, recipe) and appendix (hyper-parameters). Tokens are `steps * global_batch *
 sequence_length`, blended from the scale's sources by weight. On several ranks (`--ranks`, `--tp`, `--pp`, `--ep`) the
-stage starts torchrun on this machine; initial weights, data order and the meaning of every loss stay the same.
+stage starts torchrun, on this machine or on all `--nodes` of a cluster job; initial weights, data order and the meaning
+of every loss stay the same.
 
 Work in progress is saved every `--save-interval` steps and on SIGTERM, and is continued exactly: the same command
 after a kill ends with the tensors an undisturbed run ends with.
@@ -39,8 +40,8 @@ from pipeline import faults
 from pipeline.artifact import fsync_tree, write_atomic
 from pipeline.config import DTYPES
 from pipeline.engines.device import Execution, die_with_parent
-from pipeline.engines.torchrun import torchrun
-from pipeline.errors import PipelineError
+from pipeline.engines.torchrun import STOP, torchrun
+from pipeline.errors import PipelineError, Stopped
 from pipeline.grid import Point
 from pipeline.progress import Progress
 from pipeline.stage import Context, main
@@ -81,11 +82,12 @@ def run(ctx: Context) -> dict[str, Any]:
         f"{point.total_params:,} parameters, {point.active_params:,} active; {point.tokens:,} tokens, "
         f"{point.tokens_per_param:.1f} a parameter; {point.tokens * point.flops_per_token:.3g} FLOPs"
     )
-    if execution.ranks == 1:
+    (ctx.state / STOP).unlink(missing_ok=True)
+    if execution.processes == 1:
         train(plan)
     else:
         write_atomic(ctx.state / "plan.json", PLAN.dump_json(plan))
-        torchrun("pipeline.stages.pretrain", str(ctx.state / "plan.json"), execution.ranks)
+        torchrun("pipeline.stages.pretrain", ctx.state / "plan.json", execution)
     if (speed := ctx.state / SPEED).exists():
         ctx.timing["tokens_per_s"] = json.loads(speed.read_text())
     return summary(plan)
@@ -122,7 +124,8 @@ def train(plan: Plan) -> None:
         progress = Progress(plan.state.parent)
         for step in range(start + 1, recipe.steps + 1):
             tick = time.perf_counter()
-            result = trainer.step(training, step - 1, stop=bool(asked_to_stop))
+            asked = bool(asked_to_stop) or (first and (plan.state / STOP).exists())
+            result = trainer.step(training, step - 1, stop=asked)
             speeds.append(step_tokens / (time.perf_counter() - tick))
             if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
                 raise PipelineError(
@@ -140,7 +143,7 @@ def train(plan: Plan) -> None:
             if step % execution.save_interval == 0 or last or stop:
                 save(plan, trainer, step, rows, evaluations)
             if stop:
-                raise PipelineError(f"{point.name}: stopped at step {step} and saved; the same command continues")
+                raise Stopped(f"{point.name}: stopped at step {step} and saved; the same command continues")
             if first:
                 progress(done["tokens"], point.tokens, "tokens")
             if first and (time.monotonic() - told > PROGRESS_S or last):

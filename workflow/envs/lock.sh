@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 flags=(--quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate
-       --no-emit-index-url --no-emit-find-links --extra dev)
+       --no-emit-index-url --no-emit-find-links --extra dev --override overrides.txt)
 header="# Made by workflow/envs/lock.sh; do not edit."
 cpu=$(uv pip compile "${flags[@]}" --no-header --extra cpu --override cpu-overrides.txt --no-emit-package torch ../../pyproject.toml)
 cuda=$(env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL uv pip compile "${flags[@]}" --no-header --extra cuda ../../pyproject.toml)

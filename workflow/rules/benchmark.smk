@@ -10,13 +10,14 @@ rule benchmark_job:
         f"logs/{SCALE}/{{point}}/benchmark/{{variant}}.log",
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("benchmark", "cores")
     resources:
-        mem_mb=2000,
-        runtime=720,
-        gpus=GPUS,
+        mem_mb=need("benchmark", "mem_mb"),
+        runtime=need("benchmark", "runtime"),
+        gpus=need("benchmark", "gpus"),
+        gres=need("benchmark", "gres"),
         device="auto",
-        ranks=1,
+        ranks=need("benchmark", "ranks"),
         cache_mb=256,
     params:
         scale=SCALE,

@@ -14,7 +14,10 @@ from pipeline.dag import (
     Dag as Experiment,
 )  # Snakefiles share their names with Snakemake itself
 from pipeline.dag import Job as Artifact
+from pipeline.engines.scheduler import forward_notice
 from pipeline.errors import PipelineError
+from pipeline.layouts import Layout, Layouts
+from pipeline.needs import needs
 
 unknown = set(config) - {"scale"}
 if unknown:
@@ -24,30 +27,50 @@ if unknown:
 
 try:
     EXPERIMENT = Experiment.load(config.get("scale"))
+    LAYOUTS = Layouts.load(EXPERIMENT.name)
+    LAYOUTS.check(EXPERIMENT.points)
 except PipelineError as error:
     raise WorkflowError(str(error)) from None
 SCALE = EXPERIMENT.name
 
 # Records decide what runs, not dates and not Snakemake's notes: artifacts may be made by hand, copied, or set aside.
 # An input that is settled is `ancient`, whatever its date; a job whose record is of another identity is given an input
-# that is newer than any record: a file made now, gone when Snakemake ends.
+# that is newer than any record: a file made now, gone when Snakemake ends, and here, where a cluster's nodes see it.
 RESULTS = Path("results")
 SURVEY = EXPERIMENT.survey(RESULTS)
 if SURVEY.unsettled and RESULTS.exists() and not os.access(RESULTS, os.W_OK):
     raise WorkflowError(
         f"{RESULTS}: cannot be written; make it writable for this user, or its disk"
     )
-NOW = tempfile.NamedTemporaryFile(prefix="moe-sparsity-") if SURVEY.stale else None
+NOW = None
+if SURVEY.stale:
+    Path(".snakemake").mkdir(exist_ok=True)
+    NOW = tempfile.NamedTemporaryFile(prefix="now-", dir=".snakemake")
 
-# A job of an engine takes one GPU where there is one; the profile says how many this machine has.
 ON_GPU = shutil.which("nvidia-smi") is not None
-GPUS = 1 if ON_GPU else 0
 
 # For those who run with --software-deployment-method conda. Ignored otherwise.
 ENVIRONMENT = "../envs/cuda.yaml" if ON_GPU else "../envs/cpu.yaml"
 
-# Jobs run in the environment that runs Snakemake, whether or not it is activated.
-shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+# Jobs run in the environment that runs Snakemake, whether or not it is activated. SIGTERM, with which schedulers give
+# notice, is for the stage (which sets a handler): its shell stays, or the job would be over before the stage has saved.
+shell.prefix(
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; trap '' TERM; "
+)
+if workflow.remote_exec:  # this is the Snakemake inside a cluster job
+    forward_notice()
+
+# A cluster's profile says how wide jobs run (layout_of). Snakemake reads profiles/default beside it, which says what one
+# machine has, and would cut the jobs' requests down to that.
+DEFAULTS = workflow.resource_settings.default_resources or {}
+LAYOUT = DEFAULTS["layout"].raw if "layout" in DEFAULTS else None
+if LAYOUT not in (None, "single", "released"):
+    raise WorkflowError(
+        f"--default-resources layout={LAYOUT}: it is `single` or `released`"
+    )
+if LAYOUT:
+    for limit in ("mem_mb", "gpus"):
+        workflow.global_resources[limit] = None
 
 
 wildcard_constraints:
@@ -75,7 +98,42 @@ def inputs_of(stage):
 
     def upstream(wildcards):
         one = artifact(stage, wildcards)
-        now = [NOW.name] if one in SURVEY.stale else []
+        now = (
+            [str(Path(".snakemake", Path(NOW.name).name))]
+            if one in SURVEY.stale
+            else []
+        )
         return records(EXPERIMENT.inputs(one).values()) + now
 
     return upstream
+
+
+def layout_of(stage, point):
+    """How wide a job runs: as config/layouts.yaml says under a cluster's profile, else as one process.
+
+    Profiles switch by a default resource, `layout=released` or `layout=single`.
+    """
+    if LAYOUT is None and workflow.non_local_exec and not workflow.dryrun:
+        raise WorkflowError(
+            "--default-resources: `layout=released` (GPUs and nodes from config/layouts.yaml) or `layout=single` is "
+            "missing; on the command line, --default-resources replaces all those of the profile"
+        )
+    released = LAYOUT == "released"
+    layout = LAYOUTS.of(point, stage) if released and point else Layout()
+    return layout, released or ON_GPU
+
+
+def need(stage, name):
+    """Resource function of a stage's rule: what its job asks for (pipeline/needs.py), or a size of its layout."""
+
+    def value(wildcards):
+        point = wildcards.get("point")
+        layout, on_gpu = layout_of(stage, point)
+        if name in ("tp", "pp", "ep"):
+            return getattr(layout, name)
+        if name == "ranks":
+            return layout.gpus_per_node
+        known = EXPERIMENT.points[point] if point else None
+        return getattr(needs(stage, known, layout, on_gpu), name)
+
+    return value

@@ -13,8 +13,8 @@ rule corpus_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=600,
+        mem_mb=need("corpus", "mem_mb"),
+        runtime=need("corpus", "runtime"),
     params:
         scale=SCALE,
     shell:

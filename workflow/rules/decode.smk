@@ -10,13 +10,14 @@ rule decode_job:
         f"logs/{SCALE}/{{point}}/decode/{{variant}}.log",
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("decode", "cores")
     resources:
-        mem_mb=2000,
-        runtime=720,
-        gpus=GPUS,
+        mem_mb=need("decode", "mem_mb"),
+        runtime=need("decode", "runtime"),
+        gpus=need("decode", "gpus"),
+        gres=need("decode", "gres"),
         device="auto",
-        ranks=1,
+        ranks=need("decode", "ranks"),
         cache_mb=256,
     params:
         scale=SCALE,

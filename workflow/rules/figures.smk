@@ -12,8 +12,8 @@ rule figures_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=need("figures", "mem_mb"),
+        runtime=need("figures", "runtime"),
     params:
         scale=SCALE,
     shell:

@@ -11,13 +11,14 @@ rule grpo_job:
     priority: 50
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("grpo", "cores")
     resources:
-        mem_mb=5500,
-        runtime=1440,
-        gpus=GPUS,
+        mem_mb=need("grpo", "mem_mb"),
+        runtime=need("grpo", "runtime"),
+        gpus=need("grpo", "gpus"),
+        gres=need("grpo", "gres"),
         device="auto",
-        ranks=1,
+        ranks=need("grpo", "ranks"),
         cache_mb=256,
         save_interval=500,
     params:

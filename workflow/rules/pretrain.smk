@@ -11,21 +11,23 @@ rule pretrain_job:
     priority: 30
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("pretrain", "cores")
     resources:
-        mem_mb=2000,
-        runtime=10080,
-        gpus=GPUS,
+        mem_mb=need("pretrain", "mem_mb"),
+        runtime=need("pretrain", "runtime"),
+        nodes=need("pretrain", "nodes"),
+        gpus=need("pretrain", "gpus"),
+        gres=need("pretrain", "gres"),
         device="auto",
-        ranks=1,
+        ranks=need("pretrain", "ranks"),
         save_interval=500,
-        tp=1,
-        pp=1,
-        ep=1,
+        tp=need("pretrain", "tp"),
+        pp=need("pretrain", "pp"),
+        ep=need("pretrain", "ep"),
     params:
         scale=SCALE,
     shell:
         "python -m pipeline.stages.pretrain --scale {params.scale} --point {wildcards.point}"
-        " --device {resources.device} --ranks {resources.ranks} --save-interval {resources.save_interval}"
-        " --tp {resources.tp} --pp {resources.pp} --ep {resources.ep}"
+        " --device {resources.device} --save-interval {resources.save_interval}"
+        " --nodes {resources.nodes} --ranks {resources.ranks} --tp {resources.tp} --pp {resources.pp} --ep {resources.ep}"
         " &>> {log}"

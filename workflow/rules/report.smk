@@ -12,8 +12,8 @@ rule report_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=need("report", "mem_mb"),
+        runtime=need("report", "runtime"),
     params:
         scale=SCALE,
     shell:

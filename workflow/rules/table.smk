@@ -12,8 +12,8 @@ rule table_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=need("table", "mem_mb"),
+        runtime=need("table", "runtime"),
     params:
         scale=SCALE,
     shell:

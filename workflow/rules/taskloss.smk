@@ -10,13 +10,14 @@ rule taskloss_job:
         f"logs/{SCALE}/{{point}}/taskloss/{{variant}}.log",
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: need("taskloss", "cores")
     resources:
-        mem_mb=2000,
-        runtime=720,
-        gpus=GPUS,
+        mem_mb=need("taskloss", "mem_mb"),
+        runtime=need("taskloss", "runtime"),
+        gpus=need("taskloss", "gpus"),
+        gres=need("taskloss", "gres"),
         device="auto",
-        ranks=1,
+        ranks=need("taskloss", "ranks"),
         cache_mb=256,
     params:
         scale=SCALE,

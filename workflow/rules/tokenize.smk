@@ -12,8 +12,8 @@ rule tokenize_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=1440,
+        mem_mb=need("tokenize", "mem_mb"),
+        runtime=need("tokenize", "runtime"),
     params:
         scale=SCALE,
     shell:

@@ -13,8 +13,8 @@ rule tokenizer_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=need("tokenizer", "mem_mb"),
+        runtime=need("tokenizer", "runtime"),
     params:
         scale=SCALE,
     shell:
