@@ -22,6 +22,8 @@ BYTES_A_PARAMETER = {"pretrain": 18, "grpo": 24, "convert": 12, "benchmark": 4, 
 # Minutes for a job of a small model, and what each thousand million active parameters adds.
 MINUTES = {
     "corpus": (600, 0),
+    "benchdata": (120, 0),
+    "adopt": (1440, 0),
     "tokenizer": (60, 0),
     "tokenize": (1440, 0),
     # Training goes on after its time is up (Slurm: by itself; PBS: by `retries`), so this is what queues allow.
