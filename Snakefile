@@ -24,10 +24,12 @@ rule all:
 
 include: "workflow/rules/targets.smk"
 include: "workflow/rules/corpus.smk"
+include: "workflow/rules/benchdata.smk"
 include: "workflow/rules/tokenizer.smk"
 include: "workflow/rules/tokenize.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/convert.smk"
+include: "workflow/rules/adopt.smk"
 include: "workflow/rules/grpo.smk"
 include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/decode.smk"

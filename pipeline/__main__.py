@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from pipeline import status, verify, why
+from pipeline import bundle, plan, status, verify, why
 from pipeline.errors import PipelineError
 
-VERBS = (status, why, verify)
+VERBS = (plan, status, why, verify, bundle)
 
 
 def main() -> None:

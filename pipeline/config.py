@@ -10,9 +10,11 @@ Everything here is *identity*: it changes numbers, and so it is part of fingerpr
 import argparse
 import difflib
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from string import Formatter
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,10 +25,13 @@ Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="commit hash, 40 digits")]
 DType = Literal["fp32", "bf16"]
 Balance = Literal["micro_batch", "sequence"]
 DTYPES: dict[DType, str] = {"fp32": "float32", "bf16": "bfloat16"}  # as torch, vLLM and verl call them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class Strict(BaseModel):
@@ -93,6 +98,11 @@ class Pretrain(Strict):
     seed: int = 1234
     eval_interval: Positive = 500
     eval_batches: Positive = Field(10, description="global batches a validation")
+    keep: list[Positive] = Field(
+        default_factory=list,
+        description="steps whose weights are published, converted and evaluated too; while training only, and not "
+        "part of the run's identity, since the last weights are the same",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Pretrain":
@@ -104,6 +114,8 @@ class Pretrain(Strict):
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         if self.schedule == "wsd" and not 0 < self.decay_steps <= self.steps - self.warmup_steps:
             raise ValueError("schedule wsd needs decay_steps between 1 and steps - warmup_steps")
+        if self.keep != sorted(set(self.keep)) or any(step >= self.steps for step in self.keep):
+            raise ValueError(f"keep {self.keep} must be rising steps before the last, {self.steps}")
         return self
 
 
@@ -118,6 +130,11 @@ class Grpo(Strict):
     """The post-training recipe (docs/PAPER.md, post-training), in verl's terms."""
 
     task: Name
+    reward: Literal["answer", "code"] = Field(
+        "answer",
+        description="answer: the task's final answer in the text; code: the authors' reward, which runs a program in "
+        "the text (in the sandbox) and compares what it comes to, or else the text, by math-verify",
+    )
     steps: Positive
     prompts: Positive = Field(description="prompts a step (data.train_batch_size)")
     rollouts: Annotated[int, Field(ge=2)] = Field(5, description="samples a prompt (rollout.n)")
@@ -126,6 +143,12 @@ class Grpo(Strict):
     kl_coef: NonNegative = 0.001
     clip: Rate = 0.2
     clip_grad: Rate = 1.0
+    l1_clip: bool = Field(
+        False,
+        description="after clip_grad, clip the gradient's L1 norm to 1 too, as the authors' published trainer does: "
+        "with N parameters it leaves gradients of 1/N on average, below AdamW's eps, so that the bigger a model the "
+        "less it learns; whether the paper's runs had it is unknown",
+    )
     weight_decay: NonNegative = 0.01
     temperature: Rate = 1.0
     max_prompt: Positive = Field(512, description="tokens")
@@ -151,10 +174,24 @@ class EvalTask(Strict):
     limit: Positive | None = Field(None, description="first N test items only")
 
 
-class Evaluation(Strict):
+class LossTask(EvalTask):
+    """One task of the task-loss stage.
+
+    `authors` is the authors' own way: no space between `Answer:` and the answer, and the answer's tokens are those of
+    the joint text beyond as many as the prompt has by itself. `spaced` writes the answer as the worked examples do.
+    """
+
+    seed: int = Field(42, description="of the draw of worked examples, for the published tasks")
+    variant: Literal["spaced", "authors"] = "spaced"
+
+
+AnyTask = TypeVar("AnyTask", bound=EvalTask)
+
+
+class Evaluation(Strict, Generic[AnyTask]):
     """What the evaluation stages share."""
 
-    tasks: list[EvalTask] = Field(min_length=1)
+    tasks: list[AnyTask] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _each_task_once(self) -> "Evaluation":
@@ -164,7 +201,7 @@ class Evaluation(Strict):
         return self
 
 
-class Benchmark(Evaluation):
+class Benchmark(Evaluation[EvalTask]):
     """lm-evaluation-harness on vLLM: greedy accuracy."""
 
     dtype: DType = "bf16"
@@ -172,7 +209,7 @@ class Benchmark(Evaluation):
     seed: int = 42
 
 
-class Decode(Evaluation):
+class Decode(Evaluation[EvalTask]):
     """Self-consistency (majority vote over samples) on vLLM."""
 
     samples: Positive = Field(128, description="a power of two; the curve has a point at 1, 2, 4 ... samples")
@@ -189,11 +226,60 @@ class Decode(Evaluation):
         return self
 
 
-class TaskLoss(Evaluation):
+class TaskLoss(Evaluation[LossTask]):
     """Negative log-likelihood of the gold answer given the prompt."""
 
     dtype: DType = "bf16"
     max_length: Positive = 4096
+
+
+class Adopt(Strict):
+    """A finished checkpoint in place of pre-training and conversion. `{name}` stands for the point's name.
+
+    The scale's `pretrain` then says how the checkpoint was trained, as far as that is known: tokens and all that
+    follows from them (tokens per parameter, FLOPs) are computed from it, and nothing else is.
+    """
+
+    repo: str | None = Field(None, description="model of the Hugging Face hub")
+    revision: str | None = Field(
+        None, description="of the repo: commit hash; a branch or tag is resolved when fetched, and said to be unpinned"
+    )
+    pinned: dict[Name, CommitHash] = Field(default_factory=dict, description="point -> commit, in place of `revision`")
+    path: str | None = Field(None, description="folder of this machine, in place of a repo")
+    sha256: dict[str, Digest] = Field(
+        default_factory=dict, description="file (or point/file, where several points adopt) -> digest it must have"
+    )
+    tokenizer: Literal["checkpoint", "scale"] = Field(
+        "checkpoint", description="scale: data.tokenizer in place of the checkpoint's own"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Adopt":
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("give either `repo` or `path`")
+        if self.path is not None and (self.revision or self.pinned):
+            raise ValueError("`revision` and `pinned` are of a `repo`; a folder has none, give `sha256` to pin it")
+        return self
+
+    def resolved(self, name: str) -> "Adopt":
+        """What it says of one point: its repo or folder, its revision, the digests of its files.
+
+        Raises:
+            PipelineError: a repo without a revision for this point.
+        """
+        revision = self.pinned.get(name, self.revision)
+        if self.repo is not None and revision is None:
+            raise PipelineError(
+                f"no revision for point {name}; give the commit, or `revision: main` to take whatever it is on the day"
+            )
+        digests = {}
+        for file, digest in self.sha256.items():
+            point, slash, inner = file.rpartition("/")
+            if not slash or point == name:
+                digests[inner] = digest
+        change: dict[str, Any] = {"revision": revision, "pinned": {}, "sha256": digests}
+        change |= {key: text.replace("{name}", name) for key in ("repo", "path") if (text := getattr(self, key))}
+        return self.model_copy(update=change)
 
 
 class Block(Strict):
@@ -209,6 +295,7 @@ class Block(Strict):
     tag: Name | None = Field(None, description="appended to the point's name, for variants of a recipe")
     grpo: bool = Field(False, description="post-train these points too")
     pretrain: dict[str, Any] = Field(default_factory=dict, description="keys of the scale's pretrain to change here")
+    adopt: Adopt | None = Field(None, description="finished checkpoints for these points (default: the scale's)")
 
 
 class Scale(Strict):
@@ -218,6 +305,7 @@ class Scale(Strict):
     data: Data
     model: Model
     points: list[Block] = Field(min_length=1)
+    adopt: Adopt | None = Field(None, description="finished checkpoints for all points that do not say their own")
     pretrain: Pretrain
     convert: Convert = Field(default_factory=lambda: Convert.model_validate({}))
     grpo: Grpo | None = None
@@ -271,26 +359,65 @@ class GeneratedSums(Strict):
     licence: str = "Apache-2.0"
 
 
-class LocalFiles(Strict):
+class Text(Strict):
+    """What sources of existing text share: which columns make a document, and what is known of the source.
+
+    `tokens`, `unconfirmed` and `note` tell people and change nothing (`DESCRIPTIVE`).
+    """
+
+    field: str = Field("text", description="the column that holds the text")
+    text: str | None = Field(None, description="a template of columns instead of `field`, as '{question}\\n{answer}'")
+    sha256: dict[str, str] = Field(default_factory=dict, description="file name or path -> digest, checked if given")
+    licence: str = Field(description="SPDX name, or a sentence")
+    tokens: Positive | None = Field(None, description="tokens expected, for comparison with those found")
+    unconfirmed: str | None = Field(None, description="what is not known of this entry; said wherever it is used")
+    note: str | None = Field(None, description="where what this entry says comes from")
+
+    @model_validator(mode="after")
+    def _template(self) -> "Text":
+        if self.text is not None and not self.columns:
+            raise ValueError(f"text: '{self.text}' names no column; write columns as {{name}}")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns a document is made of."""
+        if self.text is None:
+            return [self.field]
+        names = [name for _, name, _, _ in Formatter().parse(self.text) if name]
+        return list(dict.fromkeys(re.split(r"[.\[]", name)[0] for name in names))
+
+
+class LocalFiles(Text):
     """Text files, JSON lines or Parquet on this machine."""
 
     kind: Literal["local"]
-    path: str = Field(description="a file or glob; .txt (one document a file), .jsonl[.gz], .parquet")
-    field: str = Field("text", description="the column that holds the text")
-    sha256: dict[str, str] = Field(default_factory=dict, description="file name -> digest, checked if given")
-    licence: str = Field(description="SPDX name, or a sentence")
+    path: str = Field(description="a file or glob; .txt (one document a file), .jsonl or .json (lines), .parquet")
 
 
-class HuggingFaceDataset(Strict):
+class HuggingFaceDataset(Text):
     """A data set of the Hugging Face hub, pinned to a revision."""
 
     kind: Literal["huggingface"]
-    repo: str
-    revision: str = Field(description="commit hash")
-    config: str | None = None
+    repo: str | None = Field(description="owner/name; null where it is not known: such an entry cannot be used")
+    revision: Commit | None = Field(description="null where it is not known: then the newest is taken, with a warning")
+    config: str | None = Field(None, description="configuration of the data set's card")
     split: str = "train"
-    field: str = "text"
-    licence: str
+    files: list[str] = Field(
+        default_factory=list,
+        description="take these files instead of config and split; globs, in which * matches / too",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_guessed_silently(self) -> "HuggingFaceDataset":
+        if (self.repo is None or self.revision is None) and self.unconfirmed is None:
+            raise ValueError("repo or revision is null, so `unconfirmed` has to say what is not known")
+        if self.files and (self.config is not None or self.split != "train"):
+            raise ValueError("give `files`, or `config` and `split`, not both")
+        return self
+
+
+DESCRIPTIVE = {"tokens", "unconfirmed", "note", "urls"}  # keys of the registry that are no part of identity
 
 
 Source = Annotated[GeneratedFacts | GeneratedSums | LocalFiles | HuggingFaceDataset, Field(discriminator="kind")]
@@ -304,26 +431,58 @@ class WordTokenizer(Strict):
 
 
 class FileTokenizer(Strict):
-    """A Hugging Face tokenizer.json, or a SentencePiece .model with the tokenizer.json converted from it."""
+    """A Hugging Face tokenizer.json, or a SentencePiece .model (a unigram one is converted where no json is given)."""
 
     kind: Literal["file"]
-    json_file: str = Field(description="tokenizer.json: travels with converted checkpoints")
+    json_file: str | None = Field(None, description="tokenizer.json: travels with converted checkpoints")
     model_file: str | None = Field(None, description="SentencePiece .model: used to tokenise the corpus when given")
+    urls: dict[str, str] = Field(default_factory=dict, description="file name -> where `fetch` downloads it from")
     eod: str = Field(description="the token written after each document")
     bos: str | None = None
     add_bos: bool = False
     sha256: dict[str, str] = Field(default_factory=dict, description="file name -> digest, checked if given")
     licence: str
+    unconfirmed: str | None = Field(None, description="what is not known of this entry; said wherever it is used")
+    note: str | None = Field(None, description="where what this entry says comes from")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files the entry names."""
+        return [Path(name) for name in (self.json_file, self.model_file) if name]
+
+    @model_validator(mode="after")
+    def _files_and_digests(self) -> "FileTokenizer":
+        names = {path.name for path in self.files}
+        if not names:
+            raise ValueError("give json_file, model_file or both")
+        for key, given in (("urls", self.urls), ("sha256", self.sha256)):
+            if unknown := set(given) - names:
+                raise ValueError(f"{key}: '{min(unknown)}' is not the name of a file of this entry")
+        if missing := set(self.urls) - set(self.sha256):
+            raise ValueError(f"sha256: '{min(missing)}' is downloaded, so its digest has to be given")
+        return self
 
 
 Tokenizer = Annotated[WordTokenizer | FileTokenizer, Field(discriminator="kind")]
 
 
+class BenchmarkData(Strict):
+    """A published evaluation data set, laid out as on the Hugging Face hub."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="the data set's name on the hub; lm-eval asks for it")
+    revision: str | None = Field(description="commit hash; null: not known, the hub's newest is taken and recorded")
+    path: str | None = Field(None, description="a folder of this machine in the repo's layout, instead of the hub")
+    files: list[str] = Field(min_length=1, description="what is needed of it: paths or globs relative to the repo")
+    sha256: dict[str, str] = Field(default_factory=dict, description="path -> digest, checked if given")
+    licence: str = Field(description="SPDX name, or a sentence")
+
+
 class Sources(Strict):
-    """`config/sources.yaml`: the registry of data sets and tokenizers."""
+    """`config/sources.yaml`: the registry of data sets, tokenizers and evaluation data."""
 
     datasets: dict[Name, Source]
     tokenizers: dict[Name, Tokenizer]
+    benchmarks: dict[Name, BenchmarkData] = Field(default_factory=dict, description="evaluation data by task")
 
 
 # ---------------------------------------------------------------------------------------------------- reading

@@ -5,37 +5,54 @@ here needs an engine, so that planning a grid takes milliseconds.
 
     corpus -> tokenize -> pretrain -> convert -> grpo
         \\-> tokenizer -/            \\_____________\\-> benchmark, decode, taskloss -> table -> figures -> report
+    benchdata (of the published tasks that a scale names) -> grpo, benchmark, decode, taskloss
+
+A point that names a finished checkpoint has `adopt` in place of pretrain and convert.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import RECORD, Record, fingerprint
-from pipeline.config import Grid, Source, Sources, Tokenizer, load_grid, load_sources
+from pipeline.config import (
+    DESCRIPTIVE,
+    Adopt,
+    BenchmarkData,
+    Grid,
+    Source,
+    Sources,
+    Tokenizer,
+    load_grid,
+    load_sources,
+)
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
-from pipeline.tasks import TASKS
+from pipeline.tasks import TASKS, GeneratedTask, HubTask
 
 # Raise a stage's version when the same settings and inputs would give other results than before.
 STAGES: dict[str, int] = {
-    "corpus": 1,
+    "corpus": 2,
+    "benchdata": 1,
     "tokenizer": 1,
     "tokenize": 1,
     "pretrain": 2,
     "convert": 1,
+    "adopt": 1,
     "grpo": 2,
     "benchmark": 1,
     "decode": 1,
-    "taskloss": 1,
-    "table": 2,
+    "taskloss": 2,
+    "table": 3,
     "figures": 1,
     "report": 2,
 }
 STATE = ".state"  # folder of unfinished work below the results folder, with the jobs' own folders inside
+FETCHES = ("corpus", "tokenizer", "benchdata", "adopt")  # what brings in data from outside; all else runs offline
 EVALUATIONS = ("benchmark", "decode", "taskloss")
+KEPT_EVALUATIONS = ("benchmark", "taskloss")  # those that intermediate checkpoints go through as well
 ANALYSIS = ("table", "figures", "report")  # made from records alone, in seconds
 BASE, GRPO = "base", "grpo"
 
@@ -49,9 +66,18 @@ ENGINES: dict[str, tuple[str, ...]] = {
 }
 
 
+@cache
+def _release(package: str) -> str:
+    """Version of an installed package without its local part; looking it up takes milliseconds."""
+    return metadata.version(package).partition("+")[0]
+
+
 @dataclass(frozen=True)
 class Job:
-    """One artifact of a scale: a stage for a source, a point, or a point's variant ("base" or "grpo")."""
+    """One artifact of a scale: a stage for a source, a point, or a point's variant.
+
+    Variants are "base", "grpo", and intermediate checkpoints ("step-001000"), which convert has too.
+    """
 
     stage: str
     scale: str
@@ -106,6 +132,7 @@ class Dag:
         if tokenizer not in sources.tokenizers:
             raise PipelineError(f"{where}: scales.{scale}.data.tokenizer: '{tokenizer}' is not in config/sources.yaml")
         self.tokenizer: Tokenizer = sources.tokenizers[tokenizer]
+        self.benchmarks = self._benchmarks(sources, where)
 
     @classmethod
     def load(cls, scale: str | None = None, config: Path | str = "config/grid.yaml") -> "Dag":
@@ -114,11 +141,49 @@ class Dag:
         sources = load_sources(Path(config).with_name("sources.yaml"))
         return cls(grid, sources, scale or grid.scale, str(config))
 
+    def _benchmarks(self, sources: Sources, where: str) -> dict[str, BenchmarkData]:
+        """The published data sets that the scale's tasks ask about, by their names in config/sources.yaml."""
+        found = {}
+        for key, tasks in self.asked.items():
+            for name in tasks:
+                task = TASKS.get(name)
+                if key in ("grpo.task", "decode.tasks") and task is not None and not task.answerable:
+                    raise PipelineError(
+                        f"{where}: scales.{self.name}.{key}: '{name}' has no final answer to read off a text; those "
+                        f"that have are: {', '.join(one for one in TASKS if TASKS[one].answerable)}"
+                    )
+                if isinstance(task, HubTask):
+                    if task.data not in sources.benchmarks:
+                        raise PipelineError(
+                            f"{where}: scales.{self.name}.{key}: the data of '{name}' is not under `benchmarks` in "
+                            f"config/sources.yaml"
+                        )
+                    found[task.data] = sources.benchmarks[task.data]
+        return found
+
     # ------------------------------------------------------------------------------------------------ jobs
 
-    def variants(self, point: str) -> list[str]:
-        """The checkpoints of a point that are evaluated: the base model, and the post-trained one if there is one."""
-        return [BASE, GRPO] if self.points[point].grpo else [BASE]
+    @property
+    def asked(self) -> dict[str, list[str]]:
+        """The tasks of each stage that has any, by the key that names them."""
+        stages = [(f"{s}.tasks", [item.task for item in getattr(self.scale, s).tasks]) for s in self.evaluations]
+        return dict(stages) | ({"grpo.task": [self.scale.grpo.task]} if self.scale.grpo else {})
+
+    def variants(self, point: str, stage: str) -> list[str]:
+        """The checkpoints of a point that an evaluation stage evaluates.
+
+        The base model, the post-trained one if there is one, and intermediate ones.
+        """
+        found = [BASE, GRPO] if self.points[point].grpo else [BASE]
+        return found + [*self.points[point].kept] * (stage in KEPT_EVALUATIONS)
+
+    def checkpoint(self, point: str | None, variant: str | None = BASE) -> Job:
+        """The job that makes the Hugging Face checkpoint of a point's variant."""
+        assert point is not None
+        if variant in self.points[point].kept:
+            return Job("convert", self.name, point=point, variant=variant)
+        base = "adopt" if self.points[point].adopt else "convert"
+        return Job("grpo" if variant == GRPO else base, self.name, point=point)
 
     @property
     def evaluations(self) -> list[str]:
@@ -127,33 +192,70 @@ class Dag:
 
     @cached_property
     def jobs(self) -> list[Job]:
-        """Every job, upstream first."""
+        """Every job, upstream first. Of the data, what nothing of this scale reads is left out."""
+        trained = [p for p in self.points if not self.points[p].adopt]
         jobs = [Job("corpus", self.name, source=s) for s in self.datasets]
+        jobs += [Job("benchdata", self.name, source=s) for s in self.benchmarks]
         jobs.append(Job("tokenizer", self.name))
         jobs += [Job("tokenize", self.name, source=s) for s in self.datasets]
-        jobs += [Job(stage, self.name, point=p) for stage in ("pretrain", "convert") for p in self.points]
+        jobs += [Job("pretrain", self.name, point=p) for p in trained]
+        jobs += [Job("convert", self.name, point=p, variant=v) for p in trained for v in (None, *self.points[p].kept)]
+        jobs += [Job("adopt", self.name, point=p) for p in self.points if self.points[p].adopt]
         jobs += [Job("grpo", self.name, point=p) for p in self.points if self.points[p].grpo]
         for stage in self.evaluations:
-            jobs += [Job(stage, self.name, point=p, variant=v) for p in self.points for v in self.variants(p)]
+            jobs += [Job(stage, self.name, point=p, variant=v) for p in self.points for v in self.variants(p, stage)]
+        read: set[Job] = set()
+        for job in reversed(jobs):
+            if job.point or job in read:
+                read |= set(self.inputs(job).values())
+        jobs = [job for job in jobs if job.point or job in read]
         return jobs + [Job(stage, self.name) for stage in ("table", "figures", "report")]
 
     def of(self, stage: str) -> list[Job]:
         """The jobs of one stage."""
         return [job for job in self.jobs if job.stage == stage]
 
-    def task_source(self, task: str) -> str | None:
-        """The generated source that provides a task's items; None for lm-eval's stock tasks."""
-        if task not in TASKS:
-            return None
-        kind = TASKS[task].source_kind
-        names = [name for name, source in self.datasets.items() if source.kind == kind]
-        if not names:
-            raise PipelineError(f"task '{task}' asks about a '{kind}' source, which scale '{self.name}' does not have")
-        return names[0]
+    @property
+    def fetches(self) -> list[Job]:
+        """The jobs that bring in what a scale needs from outside, upstream first."""
+        return [job for job in self.jobs if job.stage in FETCHES]
+
+    def downloads(self, stage: str) -> bool:
+        """Whether jobs of a stage need a network at this scale."""
+        match stage:
+            case "corpus":
+                return any(source.kind == "huggingface" for source in self.datasets.values())
+            case "tokenizer":
+                return self.tokenizer.kind == "file" and bool(self.tokenizer.urls)
+            case "adopt":
+                return any(point.adopt and point.adopt.repo for point in self.points.values())
+            case "benchdata":
+                return any(data.path is None for data in self.benchmarks.values())
+        return stage in FETCHES
+
+    def task_input(self, task: str) -> dict[str, Job]:
+        """The artifact that holds a task's items, by role; none for those of lm-eval's tasks that are not ours too.
+
+        Raises:
+            PipelineError: the scale does not train on the generated source that the task asks about.
+        """
+        match TASKS.get(task):
+            case HubTask(data=data):
+                return {f"benchdata/{data}": Job("benchdata", self.name, source=data)}
+            case GeneratedTask(source_kind=kind):
+                for name, source in self.datasets.items():
+                    if source.kind == kind:
+                        return {f"corpus/{name}": Job("corpus", self.name, source=name)}
+                raise PipelineError(
+                    f"task '{task}' asks about a '{kind}' source, which scale '{self.name}' does not have"
+                )
+        return {}
 
     def _task_inputs(self, tasks: list[str]) -> dict[str, Job]:
-        found = {self.task_source(task) for task in tasks} - {None}
-        return {f"corpus/{s}": Job("corpus", self.name, source=s) for s in sorted(filter(None, found))}
+        found: dict[str, Job] = {}
+        for task in tasks:
+            found |= self.task_input(task)
+        return dict(sorted(found.items()))
 
     def inputs(self, job: Job) -> dict[str, Job]:
         """The artifacts a job reads, by role."""
@@ -161,7 +263,7 @@ class Dag:
         tokenizer = {"tokenizer": Job("tokenizer", self.name)}
         tokens = {f"tokenize/{s}": Job("tokenize", self.name, source=s) for s in self.datasets}
         match job.stage:
-            case "corpus":
+            case "corpus" | "benchdata":
                 return {}
             case "tokenizer":
                 return corpora if self.tokenizer.kind == "words" else {}
@@ -171,22 +273,28 @@ class Dag:
                 return tokens
             case "convert":
                 return {"pretrain": Job("pretrain", self.name, point=job.point)} | tokenizer | tokens
+            case "adopt":
+                return tokenizer if self._adopted(job).tokenizer == "scale" else {}
             case "grpo":
                 assert self.scale.grpo is not None
-                checkpoint = {"checkpoint": Job("convert", self.name, point=job.point)}
-                return checkpoint | self._task_inputs([self.scale.grpo.task])
+                return {"checkpoint": self.checkpoint(job.point)} | self._task_inputs([self.scale.grpo.task])
             case "benchmark" | "decode" | "taskloss":
-                made_by = "grpo" if job.variant == GRPO else "convert"
-                checkpoint = {"checkpoint": Job(made_by, self.name, point=job.point)}
+                checkpoint = {"checkpoint": self.checkpoint(job.point, job.variant)}
                 return checkpoint | self._task_inputs([item.task for item in getattr(self.scale, job.stage).tasks])
             case "table":
-                made = [j for j in self.jobs if j.stage in ("pretrain", "convert", "grpo", *EVALUATIONS)]
+                made = [j for j in self.jobs if j.stage in ("pretrain", "convert", "adopt", "grpo", *EVALUATIONS)]
                 return {j.label.replace(" ", "/"): j for j in made}
             case "figures":
                 return {"table": Job("table", self.name)}
             case "report":
                 return {"table": Job("table", self.name), "figures": Job("figures", self.name)}
         raise ValueError(f"unknown stage {job.stage}")
+
+    def _adopted(self, job: Job) -> Adopt:
+        assert job.point is not None
+        adopt = self.points[job.point].adopt
+        assert adopt is not None
+        return adopt
 
     # ------------------------------------------------------------------------------------------------ identity
 
@@ -197,20 +305,31 @@ class Dag:
         match job.stage:
             case "corpus":
                 assert job.source is not None
-                return {"source": self.datasets[job.source].model_dump()}
+                return {"source": self.datasets[job.source].model_dump(exclude=DESCRIPTIVE)}
+            case "benchdata":
+                assert job.source is not None
+                return {"data": self.benchmarks[job.source].model_dump(exclude=DESCRIPTIVE)}
             case "tokenizer":
-                return {"tokenizer": self.tokenizer.model_dump(), "vocab_size": scale.model.vocab_size}
+                tokenizer = self.tokenizer.model_dump(exclude=DESCRIPTIVE)
+                return {"tokenizer": tokenizer, "vocab_size": scale.model.vocab_size}
             case "tokenize":
                 return {"validation": scale.data.validation}
             case "pretrain":
                 assert point is not None
                 axes = {"hidden": point.hidden, "experts": point.experts, "topk": point.topk}
-                recipe, blend = point.pretrain.model_dump(), dict(scale.data.sources)
+                recipe, blend = point.pretrain.model_dump(exclude={"keep"}), dict(scale.data.sources)
                 return {"point": axes, "model": scale.model.model_dump(), "pretrain": recipe, "blend": blend}
+            case "adopt":
+                assert point is not None
+                axes = {"hidden": point.hidden, "experts": point.experts, "topk": point.topk}
+                origin = self._adopted(job).model_dump(exclude={"pinned"})  # a point's own revision is in `revision`
+                return {"point": axes, "model": scale.model.model_dump(), "adopt": origin}
             case "table" | "figures" | "report":
                 return {"title": scale.title}
         own = getattr(scale, job.stage).model_dump()
-        engines = {name: metadata.version(name).partition("+")[0] for name in ENGINES.get(job.stage, ())}
+        if job.stage == "convert" and job.variant and point:
+            return {"convert": own, "step": point.kept[job.variant]}
+        engines = {name: _release(name) for name in ENGINES.get(job.stage, ())}
         return {job.stage: own} | ({"engines": engines} if engines else {})
 
     def fingerprint(self, job: Job) -> str:

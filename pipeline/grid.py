@@ -4,12 +4,12 @@ Formulas reproduce all 130 figures in the names of the paper's 65 released check
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pydantic import ValidationError
 
-from pipeline.config import Block, Model, Pretrain, Scale, explain
+from pipeline.config import Adopt, Block, Model, Pretrain, Scale, explain
 from pipeline.errors import PipelineError
 
 
@@ -39,6 +39,7 @@ class Point:
     pretrain: Pretrain
     grpo: bool = False
     tag: str | None = None
+    adopt: Adopt | None = None
 
     @property
     def ffn(self) -> int:
@@ -81,7 +82,16 @@ class Point:
     @property
     def tokens(self) -> int:
         """Training tokens: steps * sequences a step * tokens a sequence."""
-        return self.pretrain.steps * self.pretrain.global_batch * self.model.sequence_length
+        return self.tokens_after(self.pretrain.steps)
+
+    def tokens_after(self, step: int) -> int:
+        """Training tokens until a step: steps * sequences a step * tokens a sequence."""
+        return step * self.pretrain.global_batch * self.model.sequence_length
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Intermediate checkpoints: variant ("step-001000") -> step. An adopted checkpoint has none."""
+        return {} if self.adopt else {f"step-{step:06d}": step for step in self.pretrain.keep}
 
     @property
     def tokens_per_param(self) -> float:
@@ -127,6 +137,13 @@ def _check(point: Point, where: str) -> None:
         )
 
 
+def _adopting(point: Point, adopt: Adopt | None, at: str) -> Point:
+    try:
+        return replace(point, adopt=adopt.resolved(point.name)) if adopt else point
+    except PipelineError as error:
+        raise PipelineError(f"{at}.adopt: {error}") from None
+
+
 def expand(scale: Scale, where: str) -> list[Point]:
     """The points of a scale, in file order.
 
@@ -161,7 +178,7 @@ def _expand_block(scale: Scale, block: Block, at: str) -> list[Point]:
         seeded = recipe.model_copy(update={"seed": recipe.seed + seed})
         point = Point(hidden, experts, topk, seed, scale.model, seeded, block.grpo, block.tag)
         _check(point, at)
-        points.append(point)
+        points.append(_adopting(point, block.adopt or scale.adopt, at))
     if not points:
         raise PipelineError(f"{at}: no combination has topk <= experts")
     return points

@@ -11,7 +11,7 @@ from pipeline.layouts import Layout
 
 ON_GPU = ("pretrain", "grpo", "benchmark", "decode", "taskloss")
 # MiB of a process before it holds a model: measured on CPU (docs/VALIDATION.md), rounded up.
-BASE_MB = {"grpo": 5500, "table": 1000, "figures": 1000, "report": 1000}
+BASE_MB = {"grpo": 5500, "adopt": 1000, "table": 1000, "figures": 1000, "report": 1000}
 DEFAULT_MB = 2000
 GPU_CORES = 8  # for each GPU: data loading, vLLM's and Ray's processes
 GPU_PROCESS_MB = 8000  # with CUDA's libraries and pinned buffers; not measured
@@ -22,6 +22,8 @@ BYTES_A_PARAMETER = {"pretrain": 18, "grpo": 24, "convert": 12, "benchmark": 4, 
 # Minutes for a job of a small model, and what each thousand million active parameters adds.
 MINUTES = {
     "corpus": (600, 0),
+    "benchdata": (600, 0),
+    "adopt": (1440, 0),
     "tokenizer": (60, 0),
     "tokenize": (1440, 0),
     # Training goes on after its time is up (Slurm: by itself; PBS: by `retries`), so this is what queues allow.

@@ -225,26 +225,30 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
     parser.add_argument("--results", default="results", type=Path, help="results folder (default: %(default)s)")
     parser.add_argument("--scale", help="a scale of the grid file (default: the file's own)")
     kinds = {
-        "source": ("corpus", "tokenize"),
-        "point": ("pretrain", "convert", "grpo", "benchmark", "decode", "taskloss"),
+        "source": ("corpus", "benchdata", "tokenize"),
+        "point": ("adopt", "pretrain", "convert", "grpo", "benchmark", "decode", "taskloss"),
     }
-    kinds["variant"] = kinds["point"][3:]
+    kinds["variant"] = kinds["point"][4:]
     for name, stages in kinds.items():
         if stage in stages:
             parser.add_argument(f"--{name}", required=True)
+    if stage == "convert":
+        parser.add_argument(
+            "--variant", help="a step that pretrain.keep names, such as step-001000 (default: the last)"
+        )
     Execution.add_arguments(parser)
     args = parser.parse_args()
     state_root = None
     try:
         dag = Dag.load(args.scale, args.config)
-        unit = {name: getattr(args, name) for name, stages in kinds.items() if stage in stages}
+        unit = {name: getattr(args, name, None) for name in kinds}
         job = Job(stage, dag.name, **unit)
         if job not in dag.jobs:
             known = ", ".join(sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(stage)}))
             raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
         state_root = args.results / STATE / job.folder
         execution = Execution.from_arguments(args)
-        prepare_environment(execution, offline=stage != "corpus")
+        prepare_environment(execution, offline=not dag.downloads(stage))
         with notice(), own_devices(execution) if stage in ON_DEVICE else nullcontext():
             record = execute(dag, job, run, args.results, execution)
     except (SystemExit, KeyboardInterrupt):

@@ -25,11 +25,11 @@ LOSSES = {
 
 
 def processor() -> str:
-    """What decides the last bits of a float on a CPU: the model of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
+    """What decides the last bits of a float on a CPU: the processor's model and its vector instructions."""
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    vectors = sorted(flag for flag in fields.get("flags", "").split() if flag.startswith(("avx", "amx", "fma")))
+    return " ".join([*(fields.get(key, "?") for key in ("model name", "cpu family", "model")), *vectors])
 
 
 def losses(stage: str, metrics: dict[str, Any]) -> dict[str, float]:

@@ -61,7 +61,9 @@ def test_stages_run_as_pbs_jobs_and_ask_for_what_they_need(repository: Path, pbs
     asked = requests(pbs)
     assert len(asked) == sum(len(dag.of(stage)) for stage in ("corpus", *CHEAP))
     for request in asked.values():
-        assert re.search(r"-l select=1:ncpus=[12]:mpiprocs=1:mem=2000mb -l walltime=\d\d:00:00 -r y", request), request
+        assert re.search(
+            r"-l select=1:ncpus=[12]:mpiprocs=1:mem=(2000|16000)mb -l walltime=\d\d:00:00 -r y", request
+        ), request
 
 
 def test_a_failed_pbs_job_is_tried_again_and_then_reported(repository: Path, pbs: dict[str, str]) -> None:

@@ -1,12 +1,13 @@
 """Which jobs a scale has, and what moves their fingerprints."""
 
-import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from pipeline.dag import STAGES, Dag, Job
+from pipeline.dag import STAGES, Dag, Job, Survey
+from pipeline.stage import execute
 from tests.test_config import CONFIG, grid_file
 
 
@@ -90,16 +91,34 @@ def test_seeds_of_a_point_have_their_own_names_and_fingerprints(tmp_path):
     assert replace(second, seed=0, pretrain=first.pretrain) == first
 
 
-def test_only_artifacts_made_under_other_settings_are_stale(tmp_path):
-    path = grid_file(tmp_path)
-    dag = Dag.load("smoke", path)
-    for job in dag.of("corpus"):
-        record = tmp_path / "results" / job.record
-        record.parent.mkdir(parents=True)
-        record.write_text(json.dumps({"fingerprint": dag.fingerprint(job)}))
-    assert dag.stale(tmp_path / "results") == set()
-    first, second = dag.of("corpus")
-    (tmp_path / "results" / first.record).write_text(json.dumps({"fingerprint": "0" * 16}))
-    assert dag.stale(tmp_path / "results") == {first}
-    (tmp_path / "results" / second.record).write_text("not a record")
-    assert dag.stale(tmp_path / "results") == {first, second}
+def publish(dag: Dag, job: Job, results: Path, metrics: dict[str, int]) -> None:
+    """An artifact of the job as `execute` leaves it, with no files."""
+    execute(dag, job, lambda ctx: metrics, results)
+
+
+def test_what_records_say_is_stale_or_unsettled(tmp_path, monkeypatch):
+    dag, results = Dag.load("smoke", grid_file(tmp_path)), tmp_path / "results"
+    assert dag.survey(results) == Survey(frozenset(), frozenset(dag.jobs)), "nothing is made yet"
+    corpora, tokenizer = dag.of("corpus"), dag.of("tokenizer")[0]
+    for job in (*corpora, tokenizer):
+        publish(dag, job, results, {"n": 1})
+    assert dag.survey(results).stale == set()
+    assert dag.survey(results).unsettled == set(dag.jobs) - {*corpora, tokenizer}
+
+    with monkeypatch.context() as patch:
+        patch.setitem(STAGES, "tokenizer", 99)
+        assert Dag.load("smoke", grid_file(tmp_path)).survey(results).stale == {tokenizer}
+    record = results / corpora[0].record
+    whole = record.read_text()
+    record.write_text(whole.replace('"n": 1', '"n": 2'))
+    assert dag.survey(results).stale == {corpora[0], tokenizer}, "not the record that was written"
+    record.write_text(whole)
+
+    shutil.rmtree(results / corpora[0].folder)
+    survey = dag.survey(results)
+    assert survey.stale == set() and {corpora[0], tokenizer} <= survey.unsettled, "tokenizer may have to be made again"
+    publish(dag, corpora[0], results, {"n": 1})
+    assert tokenizer not in dag.survey(results).unsettled, "it came out as it was"
+    shutil.rmtree(results / corpora[0].folder)
+    publish(dag, corpora[0], results, {"n": 2})
+    assert dag.survey(results).stale == {tokenizer}, "it came out otherwise"

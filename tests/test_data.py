@@ -3,14 +3,24 @@
 import gzip
 import json
 import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.artifact import sha256_file
+from pipeline.artifact import read_record, sha256_file
 from pipeline.dag import Dag
+from pipeline.engines import textfiles
+from pipeline.engines.device import Execution
+from pipeline.engines.megatron_data import merge_indexed
 from pipeline.errors import PipelineError
 from pipeline.stage import execute
 from pipeline.stages import corpus, tokenize, tokenizer
@@ -18,7 +28,8 @@ from pipeline.tasks import TASKS, generate
 from tests.test_config import CONFIG, grid_file
 
 STAGES = {"corpus": corpus.run, "tokenizer": tokenizer.run, "tokenize": tokenize.run}
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("MOE_SPARSITY_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
 
 def make(dag: Dag, results: Path, stages: tuple[str, ...] = tuple(STAGES)) -> Path:
@@ -133,13 +144,84 @@ def test_data_stages_give_the_same_bytes_again(smoke, tmp_path):
         assert sha256_file(data / name) == sha256_file(again / name), name
 
 
+def write_lines(path: Path, texts: Iterable[str]) -> None:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
 def test_local_text_json_lines_and_parquet_are_read_and_empty_documents_dropped(tmp_path):
     (tmp_path / "a.txt").write_text("one whole file")
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in ("second", "", "third"))
+    packed = pa.CompressedOutputStream(str(tmp_path / "c.json.zst"), "zstd")
+    packed.write(b'{"text": "fourth"}\n{"text": null}\n')
+    packed.close()
     dag = with_source(tmp_path, path=str(tmp_path / "*[t,z]"))
     data = make(dag, tmp_path / "results", ("corpus",))
-    assert documents(data / "mine" / "corpus") == ["one whole file", "second", "third"]
+    assert documents(data / "mine" / "corpus") == ["one whole file", "second", "third", "fourth"]
+
+
+def test_columns_of_parquet_rows_are_joined_by_a_template(tmp_path):
+    rows = [
+        {"q": "why", "a": [{"by": "x", "text": "so"}], "other": 1},
+        {"q": None, "a": [{"by": "x", "text": "!"}], "other": 2},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    dag = with_source(tmp_path, path=str(tmp_path / "x.parquet"), text="Q: {q}\nA: {a[0][text]}")
+    data = make(dag, tmp_path / "results", ("corpus",))
+    assert documents(data / "mine" / "corpus") == ["Q: why\nA: so", "Q: \nA: !"]
+
+
+def test_a_document_that_is_too_long_is_cut_at_lines_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(textfiles, "DOCUMENT_CHARACTERS", 100)
+    lines = [f"line {i} of a long text" for i in range(40)]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    write_lines(tmp_path / "b.jsonl", ["short", "x" * 250, "y" * 100])
+    dag = with_source(tmp_path, path=str(tmp_path / "[ab].*"))
+    data = make(dag, tmp_path / "results", ("corpus",))
+    found = documents(data / "mine" / "corpus")
+    assert max(map(len, found)) <= 100 and found[-5:] == ["short", "x" * 100, "x" * 100, "x" * 50, "y" * 100]
+    assert "".join(found[:-5]) == "\n".join(lines) and all(text.endswith("\n") for text in found[:-6])
+    assert read_record(data / "mine" / "corpus").metrics["documents_cut"] == 1
+
+
+def test_a_killed_corpus_stage_goes_on_behind_its_last_whole_shard_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "SHARD_DOCUMENTS", 30)
+    for name in "abc":
+        write_lines(tmp_path / f"{name}.jsonl", [f"{name} {i}" * (i % 3) for i in range(70)])
+    dag = with_source(tmp_path, path=str(tmp_path / "?.jsonl"))
+    whole = make(dag, tmp_path / "whole", ("corpus",)) / "mine" / "corpus"
+    real, read = textfiles.read_file, []
+
+    def dies_in_the_third(path, source):
+        for number, text in enumerate(real(path, source)):
+            if path.name == "c.jsonl" and number == 20:
+                raise KeyboardInterrupt
+            yield text
+
+    monkeypatch.setattr(textfiles, "read_file", dies_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        make(dag, tmp_path / "results", ("corpus",))
+    monkeypatch.setattr(textfiles, "read_file", lambda path, source: read.append(path.name) or real(path, source))
+    again = make(dag, tmp_path / "results", ("corpus",)) / "mine" / "corpus"
+    assert read == ["b.jsonl", "c.jsonl"], "the first file is in whole shards"
+    names = [path.name for path in sorted(whole.glob("documents-*"))]
+    assert len(names) == 5 and names == [path.name for path in sorted(again.glob("documents-*"))]
+    assert all(sha256_file(whole / name) == sha256_file(again / name) for name in names)
+    assert read_record(whole).metrics == read_record(again).metrics
+
+
+def test_a_corpus_stage_starts_anew_when_its_files_changed_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "SHARD_DOCUMENTS", 10)
+    write_lines(tmp_path / "a.jsonl", map(str, range(25)))
+    dag = with_source(tmp_path, path=str(tmp_path / "a.jsonl"))
+    real = corpus._link
+    monkeypatch.setattr(corpus, "_link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        make(dag, tmp_path / "results", ("corpus",))
+    monkeypatch.setattr(corpus, "_link", real)
+    write_lines(tmp_path / "a.jsonl", map(str, range(100, 125)))
+    data = make(dag, tmp_path / "results", ("corpus",))
+    assert documents(data / "mine" / "corpus") == [str(i) for i in range(100, 125)]
 
 
 @pytest.mark.parametrize(
@@ -193,9 +275,103 @@ def test_a_killed_tokenize_continues_with_the_unfinished_shard(smoke, tmp_path, 
     monkeypatch.setattr(tokenize, "tokenize_shard", lambda shard, *rest: done.append(shard.name) or real(shard, *rest))
     execute(dag, job, tokenize.run, tmp_path)
     assert done == [f"documents-{i:05d}.parquet" for i in range(3)]
-    for split in ("train.bin", "train.idx", "validation.bin", "validation.idx"):
-        folder = Path("sums-smoke", "tokenize", split)
-        assert (data / folder).read_bytes() == (whole / folder).read_bytes()
+    same_tokens(data / "sums-smoke" / "tokenize", whole / "sums-smoke" / "tokenize")
+
+
+def same_tokens(one: Path, other: Path) -> None:
+    for name in ("train.bin", "train.idx", "validation.bin", "validation.idx"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_several_processes_write_the_same_token_files(smoke, tmp_path, monkeypatch):
+    dag, whole = smoke
+    monkeypatch.setattr(corpus, "SHARD_DOCUMENTS", 150)
+    data = make(dag, tmp_path, ("corpus", "tokenizer"))
+    job = next(job for job in dag.of("tokenize") if job.source == "sums-smoke")
+    execute(dag, job, tokenize.run, tmp_path, Execution(device="cpu", ranks=2))
+    same_tokens(data / "sums-smoke" / "tokenize", whole / "sums-smoke" / "tokenize")
+
+
+def test_merged_token_files_are_those_megatron_core_would_write(smoke, tmp_path):
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    _, data = smoke
+    parts = [
+        data / source / "tokenize" / split for source in ("facts-smoke", "sums-smoke") for split in tokenize.SPLITS
+    ]
+    IndexedDatasetBuilder(str(tmp_path / "none.bin"), DType.optimal_dtype(100)).finalize(str(tmp_path / "none.idx"))
+    parts.insert(1, tmp_path / "none")
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), DType.optimal_dtype(100))
+    for part in parts:
+        builder.add_index(str(part))
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    documents, tokens = merge_indexed(parts, tmp_path / "ours")
+    assert documents == len(builder.sequence_lengths) and tokens == sum(builder.sequence_lengths)
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+
+
+def stage_command(stage: str, folder: Path) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        f"pipeline.stages.{stage}",
+        "--config",
+        str(folder / "grid.yaml"),
+        "--scale",
+        "smoke",
+    ]
+    source = [] if stage == "tokenizer" else ["--source", "mine"]
+    return [*command, "--results", str(folder / "results"), *source]
+
+
+def words_of(megabytes: float) -> Iterator[str]:
+    """One document of 1.5 MB, and documents of about a kilobyte."""
+    words = " ".join(f"word{i}" for i in range(150))
+    yield " ".join([words] * (1_500_000 // len(words)))
+    yield from (f"number{i % 97} {words}" for i in range(int((megabytes - 1.5) * 1e6 / len(words))))
+
+
+def memory_of(folder: Path, megabytes: float) -> dict[str, float]:
+    """Peak memory in MiB of each data stage on a source of that size."""
+    folder.mkdir()
+    write_lines(folder / "words.jsonl", words_of(megabytes))
+    with_source(folder, path=str(folder / "words.jsonl"))
+    for stage in ("corpus", "tokenizer", "tokenize"):
+        # by a shell, because a process starts with the peak memory of the one that started it
+        command = ["sh", "-c", shlex.join(stage_command(stage, folder)) + "; exit $?"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    data = folder / "results" / "smoke" / "data"
+    return {stage: read_record(data / "mine" / stage).peak_rss_mb for stage in ("corpus", "tokenize")}
+
+
+@pytest.mark.parametrize(
+    ("small", "large"), [(4, 24), pytest.param(20, 200, marks=pytest.mark.slow)], ids=["24 MB", "200 MB"]
+)
+def test_memory_does_not_grow_with_the_corpus(tmp_path, small, large):
+    before, after = memory_of(tmp_path / "small", small), memory_of(tmp_path / "large", large)
+    assert all(after[stage] - before[stage] < 50 for stage in before), (before, after)
+
+
+def test_a_tokenize_stage_that_is_killed_outright_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "SHARD_DOCUMENTS", 500)
+    write_lines(tmp_path / "words.jsonl", words_of(4))
+    dag = with_source(tmp_path, path=str(tmp_path / "words.jsonl"))
+    make(dag, tmp_path / "results", ("corpus", "tokenizer"))
+    shutil.copytree(tmp_path / "results", tmp_path / "whole")
+    whole = make(dag, tmp_path / "whole") / "mine" / "tokenize"
+    killed = tmp_path / "results" / "smoke" / "data" / "mine" / "tokenize"
+    state = tmp_path / "results" / ".state" / "smoke" / "data" / "mine" / "tokenize"
+    process = subprocess.Popen(stage_command("tokenize", tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(state.glob("work-*/*/done")):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    left = len(list(state.glob("work-*/*/done")))
+    done = subprocess.run(stage_command("tokenize", tmp_path), cwd=ROOT, check=True, capture_output=True, text=True)
+    assert f"going on: {left} of 5 shards are finished" in done.stdout
+    same_tokens(killed, whole)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder with the paper's tokenizer is not here")

@@ -43,10 +43,10 @@ def test_majority(answers, winner):
 
 def test_majority_at_n_is_the_mean_over_disjoint_groups():
     answers = ["1", "1", "2", "2", "1", "2", None, "2"]
-    assert majority_at(1, answers, "1") == 3 / 8
-    assert majority_at(2, answers, "1") == 2 / 4  # 1 1 | 2 2 | 1 2 (a tie, 1 was first) | 2
-    assert majority_at(4, answers, "1") == 1 / 2
-    assert majority_at(8, answers, "1") == 0
+    assert majority_at(1, answers, {"1"}) == 3 / 8
+    assert majority_at(2, answers, {"1"}) == 2 / 4  # 1 1 | 2 2 | 1 2 (a tie, 1 was first) | 2
+    assert majority_at(4, answers, {"1"}) == 1 / 2
+    assert majority_at(8, answers, {"1"}) == 0
 
 
 def test_curve_averages_over_questions():

@@ -1,12 +1,21 @@
 """Derived numbers: against the names and counts of the released checkpoints, and Megatron's FLOP counter."""
 
+import csv
+import os
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
-from pipeline.config import Model, Pretrain
+from pipeline.config import Model, Pretrain, Scale, load_grid
+from pipeline.dag import Dag
 from pipeline.grid import Point, short
+from pipeline.layouts import Layouts
+
+CONFIG = Path(__file__).parents[1] / "config"
 
 MODEL = Model(layers=16)
-RECIPE = Pretrain(steps=29_803, global_batch=1024, micro_batch=1, lr=4e-4, min_lr=4e-5)
+RECIPE = Pretrain(steps=29_803, global_batch=1024, micro_batch=1, lr=4e-4, min_lr=4e-5, warmup_steps=2000)
 
 # docs/PAPER.md, grid: labels of the 65 released models, and six counts measured on their checkpoints.
 TOTALS = {
@@ -40,6 +49,72 @@ def test_names_of_all_65_released_checkpoints():
     assert len(cells) == 65
     for d, e, k in cells:
         assert point(d, e, k).name == f"d{d}-E{e}-k{k}-{TOTALS[d][e]}-A{ACTIVES[d][k]}"
+
+
+def test_scale_math_is_the_65_released_models_with_the_papers_recipe():
+    dag = Dag.load("math", CONFIG / "grid.yaml")
+    cells = [(d, e, k) for d in TOTALS for e in TOTALS[d] for k in ACTIVES[d] if k <= e]
+    assert sorted(dag.points) == sorted(f"d{d}-E{e}-k{k}-{TOTALS[d][e]}-A{ACTIVES[d][k]}" for d, e, k in cells)
+    for one in dag.points.values():
+        assert one.tokens == 125_002_842_112 and one.model == MODEL
+        assert one.pretrain.model_copy(update={"micro_batch": 1}) == RECIPE
+        assert one.grpo == (one.hidden == 1024)
+    # docs/PAPER.md, recipe: how many models have each micro-batch, and a few of them.
+    sizes = Counter(one.pretrain.micro_batch for one in dag.points.values())
+    assert sizes == {16: 19, 8: 16, 4: 15, 2: 14, 1: 1}
+    some = {
+        (512, 8, 2): 16,
+        (512, 256, 16): 4,
+        (1024, 32, 4): 8,
+        (1024, 256, 16): 2,
+        (2048, 8, 8): 4,
+        (2048, 128, 16): 1,
+    }
+    for (d, e, k), size in some.items():
+        assert (
+            next(p for p in dag.points.values() if (p.hidden, p.experts, p.topk) == (d, e, k)).pretrain.micro_batch
+            == size
+        )
+
+
+def test_released_micro_batches_and_layouts_are_those_of_the_launch_scripts():
+    """Against the whole table of facts, where it lies beside the repository."""
+    shared = Path(os.environ.get("MOE_SPARSITY_SHARED", CONFIG.parents[1] / "shared"))
+    table = shared / "facts" / "layouts.csv"
+    if not table.exists():
+        pytest.skip(f"{table} is not there")
+    dag, layouts = Dag.load("math", CONFIG / "grid.yaml"), Layouts.load("math", CONFIG / "layouts.yaml")
+    rows = {row["model"]: row for row in csv.DictReader(table.read_text().splitlines())}
+    assert set(rows) == set(dag.points)
+    for name, row in rows.items():
+        assert dag.points[name].pretrain.micro_batch == int(row["micro_batch"])
+        layout = layouts.of(name, "pretrain")
+        assert layout.model_dump() == {key: int(row[key]) for key in layout.model_dump()}
+
+
+def test_the_blend_is_the_launch_scripts_250_billion_training_tokens():
+    blend = Dag.load("math", CONFIG / "grid.yaml").scale.data.sources
+    assert len(blend) == 27
+    assert sum(blend.values()) * 0.99 == pytest.approx(250, abs=0.01)
+
+
+def test_ablations_change_what_they_say_and_nothing_else():
+    base = load_grid(CONFIG / "grid.yaml").scales["math"]
+    changed = {
+        "math-no-gsm8k": {"title", "data"},
+        "math-low-lr": {"title", "pretrain"},
+        "math-small-init": {"title", "model"},
+        "math-uniform-balance": {"title", "pretrain"},
+        "math-depth32": {"title", "model", "points", "pretrain"},
+        "math-1t": {"title", "points", "pretrain"},
+    }
+    for name, keys in changed.items():
+        scale = load_grid(CONFIG / "grid.yaml").scales[name]
+        assert {key for key in Scale.model_fields if getattr(scale, key) != getattr(base, key)} == keys, name
+    free = load_grid(CONFIG / "grid.yaml").scales["math-no-gsm8k"].data.sources
+    assert set(free) < set(base.data.sources) and not any("gsm" in source for source in free)
+    (long,) = Dag.load("math-1t", CONFIG / "grid.yaml").points.values()
+    assert long.name == "d2048-E16-k2-7.1B-A1.5B" and long.tokens == pytest.approx(1e12, rel=1e-5)
 
 
 def test_parameter_counts_measured_on_released_checkpoints():

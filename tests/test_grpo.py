@@ -1,5 +1,6 @@
 """Post-training: verl's settings, reward, prompts, weights, logs and ends of runs. No training is run here."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from pipeline.engines import verl
 from pipeline.engines.device import Execution
 from pipeline.errors import PipelineError
 from pipeline.stages.grpo import check_weights_reach_sampler, prompt_rows
-from pipeline.tasks.reward import compute_score
+from pipeline.tasks.reward import compute_scores
 
 RECIPE = Grpo(task="sums", steps=4, prompts=8, mini_batch=4, rollouts=3, lr=1e-3, kl_coef=0.02, clip=0.3, dtype="fp32")
 EOD = "<|eod|>"
@@ -46,13 +47,19 @@ def items(tmp_path: Path) -> Path:
     return path
 
 
-def test_reward_is_one_for_the_right_final_answer_only() -> None:
-    assert compute_score("sums", " 4 + 3 = 0 ; 0 * 2 = 0 #### 0", "0") == 1.0
-    assert compute_score("sums", "#### 0", "0") == 1.0
-    assert compute_score("sums", " 4 + 3 = 0 #### 1", "0") == 0.0
-    assert compute_score("sums", " 4 + 3 = 0 ; 0 * 2 = 0", "0") == 0.0
-    assert compute_score("sums", "#### 1 #### 0", "0") == 0.0, "the first final answer counts"
-    assert compute_score("sums", "", "0") == 0.0
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        (" 4 + 3 = 0 ; 0 * 2 = 0 #### 0", 1.0),
+        ("#### 0", 1.0),
+        (" 4 + 3 = 0 #### 1", 0.0),
+        (" 4 + 3 = 0 ; 0 * 2 = 0", 0.0),
+        ("#### 1 #### 0", 0.0),  # the first final answer counts
+        ("", 0.0),
+    ],
+)
+def test_reward_is_one_for_the_right_final_answer_only(text: str, reward: float) -> None:
+    assert compute_scores([("sums", text, "0")], "answer") == [reward]
 
 
 def test_prompts_reach_verl_with_the_ids_that_evaluations_use(tokenizer_folder: Path, items: Path) -> None:
@@ -97,9 +104,85 @@ def test_settings_are_valid_for_verl_and_carry_the_recipe(device: str, tmp_path:
         0.3,
         4,
     )
+    assert not config.actor_rollout_ref.model.trust_remote_code and not config.data.trust_remote_code
     assert (rollout.n, config.data.train_batch_size, config.trainer.total_training_steps) == (3, 8, 4)
     assert rollout.dtype == "float32" and actor.fsdp_config.mixed_precision.param_dtype == "fp32"
     assert config.trainer.total_epochs * (10 // 8) >= 4, "the data must last for all steps"
+    # What the paper's recipe has and verl's defaults are: an upgrade must not change it unseen.
+    optim = actor.optim
+    assert (optim.optimizer, optim.optimizer_impl, optim.override_optimizer_config) == ("AdamW", "torch.optim", None)
+    assert (list(optim.betas), optim.weight_decay, optim.clip_grad) == ([0.9, 0.999], 0.01, 1.0)
+    assert (optim.lr_scheduler_type, optim.lr_warmup_steps, optim.lr_warmup_steps_ratio) == ("constant", -1, 0)
+    assert inspect.signature(torch.optim.AdamW).parameters["eps"].default == 1e-8
+    assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.val_kwargs.do_sample) == (1.0, 1, -1, False)
+    assert (actor.ppo_epochs, actor.loss_agg_mode, config.algorithm.norm_adv_by_std_in_grpo) == (1, "token-mean", True)
+
+
+@pytest.mark.parametrize("kind", ["answer", "code"])
+def test_the_reward_and_its_kind_reach_the_trainer(kind: str, tmp_path: Path) -> None:
+    import verl as installed
+    from hydra import compose, initialize_config_dir
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    recipe = RECIPE.model_copy(update={"reward": kind})
+    settings = verl.overrides(recipe, Execution(device="cpu"), tmp_path / "model", tmp_path, train_rows=10)
+    with initialize_config_dir(str(Path(installed.__file__).parent / "trainer" / "config"), version_base=None):
+        config = compose("ppo_trainer", [item for item in settings if not item.startswith("hydra.")])
+    reward = get_custom_reward_fn(config)
+    program = "def simple_math_problem():\n    return 2 * 3\n#### 5"
+    assert reward is not None
+    assert reward([("sums", program, "5"), ("sums", program, "6")]) == ([1, 0] if kind == "answer" else [0, 1])
+
+
+def test_the_second_gradient_clip_is_in_the_actor_only_if_asked_for(tmp_path: Path) -> None:
+    def library(l1_clip: bool) -> str:
+        recipe = RECIPE.model_copy(update={"l1_clip": l1_clip})
+        settings = verl.overrides(recipe, Execution(device="cpu"), tmp_path, tmp_path, train_rows=10)
+        return next(item for item in settings if "external_lib" in item).partition("=")[2]
+
+    assert (library(False), library(True)) == (f"{verl.PLUGIN}.registry", f"{verl.PLUGIN}.l1_clip")
+    code = """
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from verl.utils.import_utils import import_external_libs
+from verl.workers.config import FSDPOptimizerConfig
+from verl.workers.engine import EngineRegistry
+
+import_external_libs(LIBRARY)
+from verl.workers.rollout import router
+assert router.get_router_handle.__name__ == "_no_balancer", "what registry does is done too"
+dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+engine = EngineRegistry.get_engine_cls("language_model", "fsdp2")
+for shard in (False, True):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    if shard:
+        fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+    worker = engine.__new__(engine)
+    worker.optimizer_config = FSDPOptimizerConfig(lr=1.0, weight_decay=0.0, optimizer="SGD")
+    worker.module, worker.scaler, worker._qat_enabled = model, None, False
+    worker.optimizer = worker._build_optimizer(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.ones(2, 4)).square().sum().backward()
+    grads = [p.grad.detach().clone() for p in model.parameters()]
+    norm = worker.optimizer_step()
+    whole = lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t
+    moved = torch.cat([(whole(a) - whole(b)).flatten() for a, b in zip(before, model.parameters())])
+    flat = torch.cat([whole(grad).flatten() for grad in grads])
+    assert flat.norm() > 1 and abs(float(norm) - float(flat.norm())) < 1e-4, "the norm logged is that before clipping"
+    by_l2 = flat / flat.norm()
+    expected = by_l2 / by_l2.abs().sum() if CLIPPED else by_l2
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+print("as expected")
+"""
+    env = verl.environment(tmp_path, tmp_path, tmp_path / "metrics.jsonl", Execution(device="cpu"))
+    env |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    for clipped in (True, False):
+        program = f"LIBRARY, CLIPPED = {library(clipped)!r}, {clipped}\n{code}"
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "as expected" in done.stdout
 
 
 def test_verl_computes_grpo_advantages_as_in_the_paper() -> None:

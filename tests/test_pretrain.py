@@ -132,6 +132,35 @@ def test_a_terminated_run_saves_its_last_step_and_continues_from_it(
     assert_same_result(dag, results, undisturbed[1])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "then", "tolerance"),
+    [({"ranks": 2, "ep": 2}, {"ranks": 2, "ep": 2}, 0), ({"ranks": 1}, {"ranks": 2}, 1e-5)],
+    ids=["expert parallel", "on more ranks"],
+)
+def test_the_optimizers_shares_are_continued(
+    layout: dict[str, int], then: dict[str, int], tolerance: float, tmp_path: Path
+) -> None:
+    """Data parallel ranks share the optimizer's state; it is continued exactly, also by another number of them."""
+    options = [f"--{name}={value}" for name, value in layout.items()]
+    tables = []
+    for disturbed in (False, True):
+        folder = tmp_path / str(disturbed)
+        dag, results = make(folder, hidden=64, micro_batch=4, steps=60, dtype="bf16" if not tolerance else "fp32")
+        job = pretrain_job(dag)
+        if disturbed:
+            command = [sys.executable, "-m", "pipeline.stages.pretrain", "--config", f"{folder}/config/grid.yaml"]
+            command += ["--results", str(results), "--scale", dag.name, "--point", str(job.point), "--device", "cpu"]
+            process = subprocess.Popen([*command, "--save-interval", "5", *options])
+            wait_for_save(results / ".state" / job.folder, process)
+            process.terminate()
+            assert process.wait() == 1
+        pretrain(dag, results, dataclasses.replace(CPU, **then if disturbed else layout))
+        tables.append(read(dag, results))
+    for column in ("loss", "grad_norm"):
+        assert (tables[0][column] - tables[1][column]).abs().max() <= tolerance
+
+
 def test_a_save_is_refused_under_another_layout(tmp_path: Path) -> None:
     from pipeline.stages.pretrain import PLAN, Plan, resume
 

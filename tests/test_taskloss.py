@@ -105,11 +105,11 @@ def test_an_item_longer_than_the_context_is_named(lab, reference):
 def test_resumed_run_equals_undisturbed(lab, fresh, monkeypatch, record):
     whole, calls = taskloss.score, []
 
-    def interrupted(llm, chunk, max_length):
+    def interrupted(llm, chunk, **more):
         calls.append(chunk[0].task)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return whole(llm, chunk, max_length)
+        return whole(llm, chunk, **more)
 
     monkeypatch.setattr(taskloss, "score", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -98,7 +98,7 @@ def compare(before: pd.Series, after: pd.Series) -> Difference:
 
 def topics(results: pd.DataFrame) -> list[Topic]:
     """The questions that the table has comparisons for."""
-    merged = over_seeds(results)
+    merged = over_seeds(results[results["variant"].isin([BASE, GRPO])])
     keys = [key for wanted in ("accuracy", "bits", "loss", "majority") for key in primary(merged, wanted)]
     by_kind = {side: [key for key in keys if kind(key[1]) == side] for side in (MEMORISATION, REASONING)}
     losses = [("pretrain", "pretrain", metric) for metric in ("train_loss", "validation_loss")]

@@ -104,12 +104,13 @@ class Chart:
 
 def charts(results: pd.DataFrame, curves: pd.DataFrame) -> list[Chart]:
     """Every figure the tables have data for, in the report's order."""
-    merged = over_seeds(results)
+    merged = over_seeds(results[results["variant"].isin([BASE, GRPO])])
     found = [
         _overview(merged),
         _losses(merged),
         _by_task(merged, "task_loss", "Task loss", "loss"),
         _by_task(merged, "accuracy", "Accuracy", "accuracy"),
+        _against_loss(over_seeds(results[results["variant"] != GRPO])),
         _grpo(merged),
         _self_consistency(merged),
         _training(results, curves, "training", "Training loss", "pretrain", ("metrics/loss", "validation/loss")),
@@ -207,6 +208,34 @@ def _by_task(merged: pd.DataFrame, name: str, title: str, wanted: str) -> Chart 
     caption = "Base models, before any post-training. Tokens per parameter counts total parameters: within a series "
     caption += f"both axes show the same models. {_bars_note(merged)}"
     return _chart(name, f"{title} against total parameters and tokens per parameter", caption, rows)
+
+
+def _against_loss(merged: pd.DataFrame) -> Chart | None:
+    """Error and task loss against training loss, through intermediate checkpoints, as the paper's Figure 4."""
+    if merged["variant"].nunique() < 2:
+        return None
+    same = ["series", "experts", "variant"]
+    trained = merged[(merged["stage"] == "pretrain") & (merged["metric"] == "train_loss")]
+    losses = trained[[*same, "value"]].rename(columns={"value": "loss"})
+    scale, densities = matplotlib.colormaps["viridis"], sorted(merged["density"].unique())
+    colours = {density: scale(0.85 * i / max(len(densities) - 1, 1)) for i, density in enumerate(densities)}
+
+    def panel(key: tuple[str, str, str]) -> Panel | None:
+        stage, task, metric = key
+        chosen = merged[(merged["stage"] == stage) & (merged["task"] == task) & (merged["metric"] == metric)]
+        joined = chosen.merge(losses, on=same).sort_values("loss", ascending=False)
+        error, lines = family(stage, metric) == "accuracy", []
+        for _, run in joined.groupby(["density", "series", "experts"], sort=True):
+            density, y = float(run["density"].iloc[0]), 1 - run["value"] if error else run["value"]
+            x, bars, colour = run["loss"].tolist(), run["stderr"].astype(float).tolist(), colours[density]
+            lines.append(Line(f"sparsity {1 - density:.3f}", x, y.tolist(), colour, bars, marker="o"))
+        label = f"error, 1 - {metric}" if error else UNITS.get(metric, metric)
+        return Panel(f"{task}{_items(chosen)}", UNITS["train_loss"], label, lines, None, error) if lines else None
+
+    rows = [[panel(key) for key in primary(merged, wanted)] for wanted in ("accuracy", "loss")]
+    caption = "Base models and the checkpoints kept on the way to them; a line is one model's training, from right to "
+    caption += f"left, and its colour the sparsity 1 - k/E. {_bars_note(merged)}"
+    return _chart("error_against_loss", "Error against training loss", caption, rows)
 
 
 def _grpo(merged: pd.DataFrame) -> Chart | None:
@@ -329,7 +358,7 @@ def _draw_panel(axes: Axes, panel: Panel, handles: dict[str, Any]) -> None:
     if panel.log_base:
         _log_axis(axes, panel)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=panel.x_label == "step"))
 
 
 def _log_axis(axes: Axes, panel: Panel) -> None:

@@ -59,14 +59,17 @@ def render(title: str, scale: str, points: Iterable[Point], table: Path, figures
         machines=_distinct(f"{r['hardware']} · {r['execution']}" for r in map(_readable, records)),
         commits=_distinct(r["commit"] or "not under version control" for r in records),
         records=[_readable(r) for r in records],
+        adopted=[{"point": r["point"]} | r["adopted"] for r in records if "adopted" in r],
     )
 
 
 def _facts(results: pd.DataFrame, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
     models = results.drop_duplicates("point")
     started = sorted(r["started"] for r in records)
+    adopted = models["point"].isin([r["point"] for r in records if r["stage"] == "adopt"])
+    counts = {"models trained": len(models) - adopted.sum(), "models adopted": adopted.sum()}
     return [
-        ("models trained", str(len(models))),
+        *((name, str(count)) for name, count in counts.items() if count),
         ("post-trained", str(results[results["variant"] == "grpo"]["point"].nunique())),
         ("total parameters", f"{short(models['total_params'].min())} to {short(models['total_params'].max())}"),
         ("training tokens", f"{models['tokens'].sum():,}"),

@@ -27,14 +27,6 @@ CURVE_FILES = {"pretrain": ("metrics", "validation"), "grpo": ("training", "vali
 CURVE_POINTS = 200
 
 MEMORISATION, REASONING, OTHER = "memorisation", "reasoning", "other"
-STOCK_KINDS = {  # lm-eval's tasks, as the paper sorts them (section 2)
-    "triviaqa": MEMORISATION,
-    "hellaswag": MEMORISATION,
-    "gsm8k": REASONING,
-    "gsm_plus": REASONING,
-    "humaneval": REASONING,
-    "mbpp": REASONING,
-}
 AT = re.compile(r"(majority|coverage)@(\d+)")
 MODEL_COLUMNS = ["series", "hidden", "experts", "topk", "total_params", "active_params", "density", "tokens_per_param"]
 
@@ -44,9 +36,7 @@ MODEL_COLUMNS = ["series", "hidden", "experts", "topk", "total_params", "active_
 
 def kind(task: str) -> str:
     """Whether a task asks for memorisation or for reasoning, or neither is known."""
-    if task in TASKS:
-        return MEMORISATION if TASKS[task].source_kind == "facts" else REASONING
-    return STOCK_KINDS.get(task, OTHER)
+    return TASKS[task].kind if task in TASKS else OTHER
 
 
 def family(stage: str, metric: str) -> str:
@@ -87,18 +77,27 @@ def tidy(records: Mapping[str, Record], points: Mapping[str, Point]) -> pd.DataF
     """One row a (point, variant, task, metric), points in grid order.
 
     Columns: scale, point, hidden, experts, topk, seed, series, total_params, active_params, density (k/E), sparsity
-    (1 - k/E), tokens (training), tokens_per_param (total), flops (training, whole run), variant, stage, task, metric,
-    value, n (items; null if the record gives none), stderr (likewise), fingerprint (of the record).
+    (1 - k/E), step (of pre-training), tokens (training, until that step, as the next two), tokens_per_param (total),
+    flops, variant, stage, task, metric, value, n (items; null if the record gives none), stderr (likewise),
+    fingerprint (of the record).
 
     Raises:
         PipelineError: a record's `results` are not rows of task, metric, value, stderr and n.
     """
     order, stages = list(points), [*TRAINING_METRICS, "benchmark", "decode", "taskloss"]
     kept = [r for r in records.values() if r.point in points and r.stage in stages]
-    kept.sort(key=lambda r: (order.index(str(r.point)), _variant(r) == GRPO, stages.index(r.stage)))
-    rows = [_columns(record, points[str(record.point)]) | row for record in kept for row in _rows(record)]
+    rows = [
+        _columns(record, points[str(record.point)], variant) | row
+        for record in kept
+        for variant, row in [*((_variant(record), row) for row in _rows(record)), *_kept_rows(record, points)]
+    ]
+    rank = {BASE: 0, GRPO: 2}  # intermediate checkpoints, by their step, stand between them
+    rows.sort(key=lambda r: (order.index(r["point"]), rank.get(r["variant"], 1), r["step"], stages.index(r["stage"])))
     if not rows:
-        raise PipelineError("no record holds a metric to tabulate; run pretrain first (`snakemake --cores 2`)")
+        raise PipelineError(
+            "no record holds a metric to tabulate; train a point, or give the scale an evaluation "
+            "(benchmark, decode, taskloss)"
+        )
     frame = pd.DataFrame(rows)
     return frame.astype({"value": "float64", "stderr": "float64", "n": "Int64"})
 
@@ -107,7 +106,9 @@ def _variant(record: Record) -> str:
     return record.variant or (GRPO if record.stage == "grpo" else BASE)
 
 
-def _columns(record: Record, point: Point) -> dict[str, Any]:
+def _columns(record: Record, point: Point, variant: str) -> dict[str, Any]:
+    step = point.kept.get(variant, point.pretrain.steps)
+    tokens = point.tokens_after(step)
     return {
         "scale": record.scale,
         "point": record.point,
@@ -120,12 +121,25 @@ def _columns(record: Record, point: Point) -> dict[str, Any]:
         "active_params": point.active_params,
         "density": point.density,
         "sparsity": 1 - point.density,
-        "tokens": point.tokens,
-        "tokens_per_param": point.tokens_per_param,
-        "flops": point.flops_per_token * point.tokens,
-        "variant": _variant(record),
+        "step": step,
+        "tokens": tokens,
+        "tokens_per_param": tokens / point.total_params,
+        "flops": point.flops_per_token * tokens,
+        "variant": variant,
         "stage": record.stage,
     }
+
+
+def _kept_rows(record: Record, points: Mapping[str, Point]) -> list[tuple[str, dict[str, Any]]]:
+    """The losses of a pre-training run's intermediate checkpoints, each with its variant."""
+    kept = record.metrics.get("kept", {}) if record.stage == "pretrain" else {}
+    empty = {"n": None, "stderr": None, "fingerprint": record.fingerprint}
+    return [
+        (variant, {"task": "pretrain", "metric": name, "value": kept[variant][name]} | empty)
+        for variant in points[str(record.point)].kept
+        for name in ("train_loss", "validation_loss")
+        if kept.get(variant, {}).get(name) is not None
+    ]
 
 
 def _rows(record: Record) -> list[dict[str, Any]]:
@@ -286,4 +300,10 @@ def provenance(records: Iterable[Record]) -> list[dict[str, Any]]:
     """What the report says about each record: what it is, where it lies, and what it took to make."""
     fields = {"stage", "point", "variant", "fingerprint", "versions", "commit", "hardware", "execution", "started"}
     fields |= {"timing", "wall_s", "cpu_s", "peak_rss_mb", "accepted"}
-    return [r.model_dump(include=fields) | {"path": _job(r).record.as_posix()} for r in records]
+    origin = ("origin", "commit", "tokenizer", "warnings")  # of an adopted checkpoint
+    return [
+        r.model_dump(include=fields)
+        | {"path": _job(r).record.as_posix()}
+        | ({"adopted": {key: r.metrics.get(key) for key in origin}} if r.stage == "adopt" else {})
+        for r in records
+    ]

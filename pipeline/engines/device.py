@@ -27,7 +27,7 @@ class Execution:
     Attributes:
         device: "cpu", "cuda", or "auto" (cuda if a GPU is visible).
         nodes: machines (pretrain); more than one needs a job of a cluster's scheduler.
-        ranks: processes started by torchrun on each node (pretrain), or GPUs used (other stages).
+        ranks: processes on each node (pretrain, by torchrun; tokenize), or GPUs used (other stages).
         tp, pp, ep: tensor, pipeline and expert parallel sizes (pretrain); data parallel is what remains.
         save_interval: pre-training steps or GRPO steps between two saves of the state folder.
         memory_mb: KV cache of vLLM, in MiB.
@@ -106,7 +106,7 @@ def prepare_environment(execution: Execution, offline: bool = True) -> None:
     """Set the engines' environment variables; call before importing any of them.
 
     Args:
-        offline: forbid downloads from the Hugging Face hub: but for the corpus stage, all a job needs is artifacts.
+        offline: forbid downloads from the Hugging Face hub: all that a stage which fetches nothing needs is artifacts.
     """
     # Megatron says four times per process that it uses torch's own optimisers, which is what is wanted here.
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")

@@ -1,10 +1,12 @@
 """Training data with megatron-core: token files checked, blended by weight and shuffled by the recipe's seed."""
 
 import shutil
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from pipeline.artifact import remake
@@ -96,3 +98,42 @@ def build_datasets(point: Point, sources: dict[Path, float], vocab_size: int, eo
     if dist.get_rank() == 0:
         done.touch()
     return train, validation
+
+
+def merge_indexed(parts: list[Path], to: Path) -> tuple[int, int]:
+    """Append indexed datasets, with the bytes that IndexedDatasetBuilder's `add_index` writes.
+
+    megatron-core keeps sizes and pointers as lists of Python objects: 139 bytes a document (measured), here 20.
+
+    Args:
+        parts, to: paths without `.bin` and `.idx`; one document is one sequence in each.
+
+    Returns:
+        The numbers of documents and of tokens.
+    """
+    from megatron.core.datasets.indexed_dataset import _INDEX_HEADER, DType, _IndexReader
+
+    all_lengths, dtypes = [], set()
+    for part in parts:
+        reader = _IndexReader(f"{part}.idx", multimodal=False)
+        all_lengths.append(reader.sequence_lengths.copy())  # a copy, so that the file is closed
+        dtypes.add(reader.dtype)
+    (dtype,) = dtypes
+    lengths = np.concatenate(all_lengths)
+    del all_lengths, reader
+    pointers = np.zeros(len(lengths), dtype=np.int64)
+    np.cumsum(lengths[:-1], out=pointers[1:])
+    tokens = int(pointers[-1] + lengths[-1]) if len(lengths) else 0
+    pointers *= DType.size(dtype)
+    with Path(f"{to}.idx").open("wb") as index:
+        index.write(_INDEX_HEADER + struct.pack("<QB", 1, DType.code_from_dtype(dtype)))
+        index.write(struct.pack("<QQ", len(lengths), len(lengths) + 1))
+        lengths.tofile(index)
+        pointers.tofile(index)
+        del pointers
+        np.arange(len(lengths) + 1, dtype=np.int64).tofile(index)
+    with Path(f"{to}.bin").open("wb") as merged:
+        for part in parts:
+            with Path(f"{part}.bin").open("rb") as data:
+                shutil.copyfileobj(data, merged, 1 << 22)
+    return len(lengths), tokens

@@ -51,7 +51,9 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.weights = model  # its names are those of checkpoints
         wrapped = Float16Module(config, model) if config.bf16 else model
-        self.model = DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), wrapped)
+        # Each data parallel rank holds its share of the optimizer's state: 12 bytes a parameter over all of them.
+        sharing = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+        self.model = DistributedDataParallel(config, sharing, wrapped)
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
@@ -63,6 +65,7 @@ class Trainer:
                 adam_eps=recipe.adam_eps,
                 clip_grad=recipe.clip_grad,
                 bf16=config.bf16,
+                use_distributed_optimizer=True,
                 params_dtype=config.params_dtype,
             ),
             [self.model],
@@ -174,7 +177,9 @@ class Trainer:
 
     def _state(self, is_loading: bool) -> dict[str, Any]:
         model = self.weights.sharded_state_dict()
-        optimizer = self.optimizer.sharded_state_dict(model, is_loading=is_loading)
+        # Readable on another number of data parallel ranks, and written by all of them at once.
+        form = {"distrib_optim_sharding_type": "dp_reshardable"}
+        optimizer = self.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=form)
         return {"model": model, "optimizer": optimizer, "schedule": self.schedule.state_dict()}
 
     def save(self, folder: Path) -> None:
@@ -183,11 +188,27 @@ class Trainer:
 
         dist_checkpointing.save(self._state(is_loading=False), str(folder))
 
+    @torch.no_grad()  # fp32 shards are views of the weights
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. Called on all ranks, once, before the first step."""
         from megatron.core import dist_checkpointing
 
-        state = dist_checkpointing.load(self._state(is_loading=True), str(folder))
-        self.weights.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        # Megatron's distributed optimizer 0.16.1 loads into a torch AdamW that has taken a step, and loses the
+        # number of steps on the way.
+        for group, state in self._adam():
+            for shard in group["params"]:
+                state[shard] = {name: torch.zeros_like(shard) for name in ("exp_avg", "exp_avg_sq")}
+                state[shard]["step"] = torch.tensor(0.0, device=shard.device)
+        saved = dist_checkpointing.load(self._state(is_loading=True), str(folder))
+        self.weights.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        for group, state in self._adam():
+            for shard in group["params"]:
+                state[shard]["step"] = torch.tensor(float(group["step"]), device=shard.device)
+
+    def _adam(self) -> Iterator[tuple[dict[str, Any], dict[Any, Any]]]:
+        """Parameter groups of torch's optimizers inside Megatron's, each with the state of its optimizer."""
+        for wrapped in self.optimizer.chained_optimizers:
+            for group in wrapped.optimizer.param_groups:
+                yield group, wrapped.optimizer.state

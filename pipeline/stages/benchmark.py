@@ -4,7 +4,8 @@
 
 The paper's downstream accuracy (Figures 4 to 6): TriviaQA and HellaSwag for memorisation, GSM8K and GSM-Plus for
 reasoning. The project's own tasks are lm-eval tasks too (pipeline/tasks/lm_eval): recall in TriviaQA's form,
-recall_choice in HellaSwag's, sums in GSM8K's. Any other name is one of lm-eval's stock tasks.
+recall_choice in HellaSwag's, sums in GSM8K's. Any other name is one of lm-eval's stock tasks, unedited; the paper's
+eight find their data in a mirror of the hub (pipeline/tasks/mirror.py) made of benchdata artifacts.
 
 Prompts are tokenised by calling the checkpoint's tokenizer, which adds the beginning-of-text token if training did;
 lm-eval's add_bos_token is left alone, since it would override that. A choice is scored on the joint text's tokens
@@ -19,7 +20,7 @@ multiple choice [log-likelihood, is greedy] of each choice), and a column for ea
 import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from pipeline.config import EvalTask
 from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
-from pipeline.tasks import TASKS
+from pipeline.tasks import HUB, OWN, TASKS, mirror
 from pipeline.tasks.items import Row, in_chunks, items_folder
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ OWN_TASKS = Path(tasks.__file__).with_name("lm_eval")
 
 def task_manager(asked: list[EvalTask]) -> "TaskManager":
     """lm-eval's index of tasks; its own 228 folders take ten CPU seconds and are read only if a task needs them."""
+    import lm_eval
     from lm_eval.tasks import TaskManager
 
-    stock = any(task.task not in TASKS for task in asked)
-    return TaskManager(include_path=str(OWN_TASKS), include_defaults=stock)
+    unknown = any(task.task not in TASKS for task in asked)
+    stock = Path(lm_eval.__file__).with_name("tasks")
+    folders = {str(stock / folder) for task in asked if task.task in HUB and (folder := HUB[task.task].stock)}
+    return TaskManager(include_path=[str(OWN_TASKS), *sorted(folders)], include_defaults=unknown)
 
 
 def load(manager: "TaskManager", ctx: Context, asked: EvalTask) -> list[Any]:
@@ -61,13 +65,14 @@ def load(manager: "TaskManager", ctx: Context, asked: EvalTask) -> list[Any]:
         near = ", ".join(difflib.get_close_matches(asked.task, manager.all_tasks, n=3))
         raise PipelineError(f"benchmark.tasks: lm-eval has no task '{asked.task}'; near it: {near or 'nothing'}")
     changes: dict[str, Any] = {"task": asked.task, "num_fewshot": asked.shots}
-    if asked.task in TASKS:
-        folder = items_folder(ctx.dag, ctx.inputs, asked.task)
+    if asked.task in OWN:
+        folder = items_folder(ctx.dag, ctx.inputs, asked.task).resolve()
         files = {split: str(folder / f"{split}.parquet") for split in ("train", "test")}
-        changes["dataset_kwargs"] = {"data_files": files, "cache_dir": str(ctx.state / "datasets")}
+        changes["dataset_kwargs"] = {"data_files": files, "cache_dir": str(ctx.state.resolve() / "datasets")}
     try:
         # lm-eval merges changes into tasks that are listed in a group, and only there.
-        return list(manager.load([{"group": "run", "task": [changes]}])["tasks"].values())
+        with mirror.working_in(ctx.state / "mirror") if asked.task in HUB else nullcontext():
+            return list(manager.load([{"group": "run", "task": [changes]}])["tasks"].values())
     except (ConnectionError, FileNotFoundError) as error:  # what `datasets` raises offline for data it does not have
         raise PipelineError(
             f"benchmark.tasks: the data of '{asked.task}' is not on this machine: {error}; "
@@ -173,7 +178,13 @@ def evaluate(lm: "VLLM", manager: "TaskManager", task_objects: list[Any], asked:
 
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     output = simple_evaluate(
-        lm, tasks=task_objects, task_manager=manager, limit=asked.limit, log_samples=True, **dict.fromkeys(seeds, seed)
+        lm,
+        tasks=task_objects,
+        task_manager=manager,
+        limit=asked.limit,
+        log_samples=True,
+        confirm_run_unsafe_code=True,  # in the sandbox: pipeline/tasks/mirror.py
+        **dict.fromkeys(seeds, seed),
     )
     return {
         "results": result_rows(output["results"]),
@@ -188,6 +199,7 @@ def run(ctx: Context) -> dict[str, Any]:
     with engine.quick_imports():
         from lm_eval.models.vllm_causallms import VLLM
     manager = task_manager(config.tasks)
+    mirror.lay_out(ctx.state / "mirror", ctx.dag, ctx.inputs, [asked.task for asked in config.tasks])
     loaded = [load(manager, ctx, asked) for asked in config.tasks]
     settings = engine.options(config.dtype, config.max_length, config.seed, ctx.execution) | {"batch_size": "auto"}
     done: list[Row] = []

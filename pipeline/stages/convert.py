@@ -1,6 +1,6 @@
 """Convert a point's Megatron checkpoint to a Hugging Face MixtralForCausalLM, and prove that it is the same model.
 
-    python -m pipeline.stages.convert --scale mini --point d32-E4-k2-66K-A47K
+    python -m pipeline.stages.convert --scale mini --point d32-E4-k2-66K-A47K [--variant step-001000]
 
 Paper appendix (release of the checkpoints in Hugging Face format). Weights are read from Megatron's global
 tensors and saved in the recipe's precision. Then the saved folder is loaded again, as its users will, and its
@@ -30,7 +30,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
     disable_progress_bar()
     point, tolerance = ctx.point, ctx.scale.convert.tolerance
-    checkpoint = ctx.inputs["pretrain"] / "checkpoint"
+    checkpoint = trained_weights(ctx)
     shutil.copytree(
         ctx.inputs["tokenizer"], ctx.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD, RECORD_COPY)
     )
@@ -53,6 +53,24 @@ def run(ctx: Context) -> dict[str, Any]:
         "tokens_compared": tokens.numel(),
         "parameters": parameters,
     }
+
+
+def trained_weights(ctx: Context) -> Path:
+    """The folder of the last weights, or of those of the step that the job is of.
+
+    Raises:
+        PipelineError: the run did not keep that step.
+    """
+    folder, name = ctx.inputs["pretrain"], ctx.job.variant
+    if name is None:
+        return folder / "checkpoint"
+    if not (folder / "kept" / name).exists():
+        kept = ", ".join(ctx.records["pretrain"].metrics.get("kept", {})) or "none"
+        raise PipelineError(
+            f"{folder}: the finished run did not keep {name} (it kept: {kept}), and only training makes it; take the "
+            f"step out of pretrain.keep, or delete the folder to train again, to the same last weights"
+        )
+    return folder / "kept" / name
 
 
 def mixtral_weights(point: Point, megatron: dict[str, Any]) -> dict[str, Any]:

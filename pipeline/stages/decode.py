@@ -6,9 +6,10 @@ The paper's test-time compute (Figures 6 and 11): GSM8K, zero-shot, up to 128 sa
 and top-p 0.95 are its released script's.
 
 For n = 1, 2, 4 ... samples:
-- majority@n: whether the most frequent parsed answer among n samples is right. Samples without an answer do not vote;
-  among equally frequent answers the one seen first wins. The samples are cut into consecutive disjoint groups of n,
-  and a question's value is the mean over the groups: all samples are used at every n, at lower variance than one group.
+- majority@n: whether the most frequent parsed answer among n samples is right. Answers vote in one form, "1,000" with
+  "1000". Samples without an answer do not vote; among equally frequent answers the one seen first wins. The samples are
+  cut into consecutive disjoint groups of n, and a question's value is the mean over the groups: all samples are used at
+  every n, at lower variance than one group.
 - coverage@n: whether any of n samples is right, by the unbiased estimator 1 - C(s-c, n) / C(s, n) over all s samples, c
   of them right (pass@k of Chen et al. 2021, arXiv 2107.03374, equation 1).
 Values are means over questions; standard errors are over questions.
@@ -85,6 +86,7 @@ def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Ro
                 temperature=config.temperature,
                 top_p=config.top_p,
                 max_tokens=config.max_tokens,
+                stop=list(TASKS[question.task].stops),
                 seed=request_seed(config.seed, question.task, question.item),
             )
         )
@@ -92,7 +94,8 @@ def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Ro
     rows = []
     for question, output in zip(questions, llm.generate(prompts, params, use_tqdm=False), strict=True):
         for completion in output.outputs:
-            answer = TASKS[question.task].extract(completion.text)
+            task = TASKS[question.task]
+            answer = task.extract(completion.text)
             rows.append(
                 {
                     "task": question.task,
@@ -102,7 +105,7 @@ def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Ro
                     "sample": completion.index,
                     "text": completion.text,
                     "answer": answer,
-                    "correct": answer == question.gold,
+                    "correct": answer is not None and task.correct(answer, question.gold),
                     "tokens": len(completion.token_ids),
                     "finish": completion.finish_reason,
                 }
@@ -116,10 +119,15 @@ def majority(answers: Sequence[str | None]) -> str | None:
     return votes.most_common(1)[0][0] if votes else None  # most_common keeps the order of first sight among equals
 
 
-def majority_at(n: int, answers: Sequence[str | None], gold: str) -> float:
-    """Share of consecutive disjoint groups of `n` answers whose majority is `gold`; `n` divides their number."""
+def majority_at(n: int, answers: Sequence[str | None], right: set[str]) -> float:
+    """Share of consecutive disjoint groups of `n` answers whose majority is a right one; `n` divides their number."""
     groups = [answers[i : i + n] for i in range(0, len(answers), n)]
-    return sum(majority(group) == gold for group in groups) / len(groups)
+    return sum(majority(group) in right for group in groups) / len(groups)
+
+
+def right_answers(rows: list[Row]) -> set[str]:
+    """The answers to one question that are right, in the forms in which they vote."""
+    return {row["answer"] for row in rows if row["correct"]}
 
 
 def coverage_at(n: int, samples: int, correct: int) -> float:
@@ -135,7 +143,7 @@ def curve(task: str, rows: list[Row]) -> list[Row]:
     samples = len(rows) // len(questions)
     points: list[Row] = []
     for n in [1 << i for i in range(samples.bit_length())]:
-        votes = [majority_at(n, [row["answer"] for row in mine], mine[0]["gold"]) for mine in questions.values()]
+        votes = [majority_at(n, [row["answer"] for row in mine], right_answers(mine)) for mine in questions.values()]
         found = [coverage_at(n, samples, sum(row["correct"] for row in mine)) for mine in questions.values()]
         points.append(mean_row(task, f"majority@{n}", votes) | {"samples": n})
         points.append(mean_row(task, f"coverage@{n}", found) | {"samples": n})
@@ -146,7 +154,7 @@ def curve(task: str, rows: list[Row]) -> list[Row]:
 def run(ctx: Context) -> dict[str, Any]:
     config = ctx.scale.decode
     assert config is not None
-    asked = [read_questions(ctx.dag, ctx.inputs, task) for task in config.tasks]
+    asked = [read_questions(ctx.dag, ctx.inputs, task, config.seed) for task in config.tasks]
     with engine.quick_imports():
         from vllm import LLM
     settings = engine.options(config.dtype, None, config.seed, ctx.execution)

@@ -6,7 +6,7 @@ Each step samples `rollouts` answers to `prompts` questions with vLLM, rewards t
 makes one policy-gradient update a mini-batch; an answer's advantage is its reward less its group's mean, over the
 group's standard deviation. A KL term holds the policy near the checkpoint it started from.
 
-In:  the checkpoint (Hugging Face Mixtral), and the task's questions in the corpus artifact.
+In:  the checkpoint (Hugging Face Mixtral), and the task's questions in the corpus or benchdata artifact.
 Out: a checkpoint of the same layout, training.parquet (a row a step), validation.parquet (greedy accuracy on the test
 questions before training, every `eval_interval` steps, and at the end).
 State: verl's checkpoints, every --save-interval steps and at the end, and one log a launch.
@@ -25,6 +25,7 @@ from pipeline.engines import verl
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import TASKS
+from pipeline.tasks.items import items_folder
 
 ENDS = 5  # steps averaged at each end of the reward curve
 COLUMNS = {  # of training.parquet: verl's names
@@ -113,13 +114,8 @@ def _mean_and_error(rewards: list[float]) -> tuple[float, float | None]:
 def run(ctx: Context) -> dict[str, Any]:
     recipe = ctx.scale.grpo
     assert recipe is not None
-    checkpoint, source = ctx.inputs["checkpoint"], ctx.dag.task_source(recipe.task)
-    if source is None:
-        raise PipelineError(
-            f"grpo.task: '{recipe.task}' is not a task with a rule reward; there are: {', '.join(TASKS)}"
-        )
+    checkpoint, items = ctx.inputs["checkpoint"], items_folder(ctx.dag, ctx.inputs, recipe.task)
     _check_lengths(checkpoint, recipe)
-    items = ctx.inputs[f"corpus/{source}"] / "tasks" / TASKS[recipe.task].items
     state, limits = ctx.state.resolve(), {"train": None, "validation": recipe.eval_items}
     rows, too_long = {}, {}
     for name, file in (("train", "train.parquet"), ("validation", "test.parquet")):

@@ -10,9 +10,12 @@ of every loss stay the same.
 Work in progress is saved every `--save-interval` steps and on SIGTERM, and is continued exactly: the same command
 after a kill ends with the tensors an undisturbed run ends with.
 
-Publishes `checkpoint/` (safetensors, a file a rank, weights only), `metrics.parquet` (a row a step: step, loss,
-load_balance, z_loss, grad_norm, lr, tokens, flops) and `validation.parquet` (step, tokens, loss). Losses are nats a
-token.
+Steps named in `pretrain.keep` have their weights set aside as they pass, and published with the last ones. A run that
+is finished, or past a step, cannot keep it any more.
+
+Publishes `checkpoint/` (safetensors, a file a rank, weights only), `kept/step-<step>/` likewise, `metrics.parquet` (a
+row a step: step, loss, load_balance, z_loss, grad_norm, lr, tokens, flops) and `validation.parquet` (step, tokens,
+loss). Losses are nats a token.
 """
 
 import json
@@ -111,6 +114,7 @@ def train(plan: Plan) -> None:
         training, validation = build_datasets(point, plan.sources, plan.vocab_size, plan.eod_id, index)
         trainer = Trainer(model, point)
         start, rows, evaluations = resume(plan, trainer)
+        keeping = {step: name for name, step in point.kept.items()}
         if first and start:
             print(f"continuing after step {start}", flush=True)
 
@@ -131,6 +135,8 @@ def train(plan: Plan) -> None:
             done = {"step": step, "tokens": step * step_tokens}
             rows.append(done | result.metrics() | {"flops": step * step_tokens * point.flops_per_token})
             last = step == recipe.steps
+            if step in keeping:
+                keep(plan, model, keeping[step])
             if step % recipe.eval_interval == 0 or last:
                 evaluations.append(done | {"loss": trainer.evaluate(validation)})
             stop = result.stop and not last
@@ -150,6 +156,7 @@ def train(plan: Plan) -> None:
                 )
         if first:
             (plan.out / "checkpoint").mkdir()
+            publish_kept(plan)
             pd.DataFrame(rows).to_parquet(plan.out / "metrics.parquet", index=False)
             pd.DataFrame(evaluations).to_parquet(plan.out / "validation.parquet", index=False)
             if speeds:  # none if all steps were done before a kill
@@ -219,6 +226,39 @@ def layout(execution: Execution) -> dict[str, int]:
     return {"tp": execution.tp, "pp": execution.pp, "ep": execution.ep}
 
 
+# ------------------------------------------------------------------------------------- intermediate checkpoints
+
+
+def keep(plan: Plan, model: Any, name: str) -> None:
+    """Set the weights aside in the state folder. Called on all ranks."""
+    import torch.distributed as dist
+
+    from pipeline.engines.megatron_weights import save_weights
+
+    partial, whole = plan.state / "keeping", plan.state / "kept" / name
+    first = dist.get_rank() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    dist.barrier()
+    save_weights(model, partial)
+    if first:
+        fsync_tree(partial)
+        shutil.rmtree(whole, ignore_errors=True)  # of a launch that was killed before its next save
+        whole.parent.mkdir(exist_ok=True)
+        partial.rename(whole)
+    dist.barrier()
+
+
+def publish_kept(plan: Plan) -> None:
+    """Link what was kept into the output; it stays in the state folder too until the output is published."""
+    for name, step in plan.point.kept.items():
+        if (plan.state / "kept" / name).exists():
+            shutil.copytree(plan.state / "kept" / name, plan.out / "kept" / name, copy_function=os.link)
+        else:
+            print(f"step {step} was past when pretrain.keep came to name it: not kept", flush=True)
+
+
 # --------------------------------------------------------------------------------------------------------- record
 
 
@@ -227,6 +267,15 @@ def summary(plan: Plan) -> dict[str, Any]:
     rows = pd.read_parquet(plan.out / "metrics.parquet")
     validation = pd.read_parquet(plan.out / "validation.parquet")
     point, end = plan.point, rows.iloc[-1]
+    kept = {name: step for name, step in point.kept.items() if (plan.out / "kept" / name).exists()}
+    losses = {
+        name: {
+            "step": step,
+            "train_loss": float(rows["loss"][rows["step"] <= step].tail(LAST_STEPS).mean()),
+            "validation_loss": next(iter(validation["loss"][validation["step"] == step].tolist()), None),
+        }
+        for name, step in kept.items()
+    }
     return {
         "train_loss": float(rows["loss"].tail(LAST_STEPS).mean()),
         "validation_loss": float(validation["loss"].iloc[-1]),
@@ -236,7 +285,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "tokens": int(end["tokens"]),
         "tokens_per_param": point.tokens_per_param,
         "flops": float(end["flops"]),
-    }
+    } | ({"kept": losses} if kept else {})
 
 
 def work(plan_file: Path) -> None:

@@ -2,11 +2,12 @@
 
     python -m pipeline.stages.taskloss --scale mini --point d32-E8-k2-103K-A47K --variant base
 
-The paper's task loss (Figures 1, 2 and 5) and the bits a token and a byte of its released evaluation, which differs in
-one thing: it tokenises the prompt apart to find where the answer begins.
+The paper's task loss (Figures 1, 2 and 5) and the bits a token and a byte of its released evaluation.
 
 What is scored is `Task.continuation`: the separating space and the answer as the training text writes it, without the
-end-of-document token; for tasks marked `loss_on_gold` (recall), the final answer alone.
+end-of-document token; for tasks marked `loss_on_gold` (recall), the final answer alone. The variant `authors` leaves
+the space out, as the authors' files do, and takes for the answer's tokens those of the joint text beyond as many as the
+prompt has by itself, as their program does.
 
 Prompt and continuation are tokenised as one text, as in training. A token counts as the answer's if it ends after the
 boundary between the two, that is, if it holds at least one character of the continuation; one that also holds
@@ -19,6 +20,7 @@ the continuation), bits_token, bits_byte, straddles.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,7 +29,7 @@ import pyarrow.parquet as pq
 from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
-from pipeline.tasks import TASKS
+from pipeline.tasks import OWN, TASKS
 from pipeline.tasks.generate import VALUES, VALUES_PER_FACT
 from pipeline.tasks.items import Question, Row, in_chunks, mean_row, read_questions
 
@@ -39,26 +41,33 @@ CHUNK = 1024  # items between two saves
 FACT_BITS = VALUES_PER_FACT * math.log2(VALUES)
 
 
-def continuation(question: Question) -> str:
+def continuation(question: Question, variant: str = "spaced") -> str:
     """The text scored after the prompt."""
     task = TASKS[question.task]
-    return task.continuation(question.gold if task.loss_on_gold else question.answer)
+    answer = question.gold if task.loss_on_gold else question.answer
+    return answer if variant == "authors" else task.continuation(answer)
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str, answer: str) -> tuple[list[int], list[int], bool]:
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, answer: str, variant: str = "spaced"
+) -> tuple[list[int], list[int], bool]:
     """Tokenise prompt + answer as one text.
 
     Returns:
         The token ids; the positions of those that hold a character of the answer; whether one of them also holds
-        characters of the prompt.
+        characters of the prompt. In the variant `authors`: the positions beyond as many as the prompt has by itself;
+        whether these are not the same positions.
     """
     encoded = tokenizer(prompt + answer, return_offsets_mapping=True)
     offsets, boundary = encoded["offset_mapping"], len(prompt)
     positions = [i for i, (_, end) in enumerate(offsets) if end > boundary]
+    if variant == "authors":
+        begin = len(tokenizer(prompt)["input_ids"])
+        return encoded["input_ids"], list(range(begin, len(offsets))), positions != list(range(begin, len(offsets)))
     return encoded["input_ids"], positions, any(offsets[i][0] < boundary for i in positions)
 
 
-def score(llm: "LLM", questions: Sequence[Question], max_length: int) -> list[Row]:
+def score(llm: "LLM", questions: Sequence[Question], max_length: int, variant: str = "spaced") -> list[Row]:
     """One row of items.parquet for each question.
 
     Raises:
@@ -67,7 +76,7 @@ def score(llm: "LLM", questions: Sequence[Question], max_length: int) -> list[Ro
     from vllm import SamplingParams
 
     tokenizer = llm.get_tokenizer()
-    encoded = [encode(tokenizer, question.prompt, continuation(question)) for question in questions]
+    encoded = [encode(tokenizer, question.prompt, continuation(question, variant), variant) for question in questions]
     for question, (ids, _, _) in zip(questions, encoded, strict=True):
         if len(ids) >= max_length:
             raise PipelineError(
@@ -80,7 +89,7 @@ def score(llm: "LLM", questions: Sequence[Question], max_length: int) -> list[Ro
     rows = []
     for question, (ids, positions, straddles), output in zip(questions, encoded, outputs, strict=True):
         nll = -sum(output.prompt_logprobs[i][ids[i]].logprob for i in positions)
-        size = len(continuation(question).encode())
+        size = len(continuation(question, variant).encode())
         rows.append(
             {
                 "task": question.task,
@@ -108,7 +117,7 @@ def summarise(task: str, rows: list[Row]) -> list[Row]:
         mean_row(task, "bits_token", [row["bits_token"] for row in rows]),
         mean_row(task, "bits_byte", [row["bits_byte"] for row in rows]),
     ]
-    if TASKS[task].source_kind == "facts":
+    if task in OWN and OWN[task].source_kind == "facts":
         stored = mean_row(task, "stored_bits", [FACT_BITS - row["nll_nats"] / math.log(2) for row in rows])
         results.append(stored | {"value": max(0.0, stored["value"])})
     return results
@@ -117,19 +126,17 @@ def summarise(task: str, rows: list[Row]) -> list[Row]:
 def run(ctx: Context) -> dict[str, Any]:
     config = ctx.scale.taskloss
     assert config is not None
-    asked = [read_questions(ctx.dag, ctx.inputs, task) for task in config.tasks]
+    asked = [(task, read_questions(ctx.dag, ctx.inputs, task, task.seed)) for task in config.tasks]
     with engine.quick_imports():
         from vllm import LLM
     settings = engine.options(config.dtype, config.max_length, seed=0, execution=ctx.execution)
     results, rows = [], []
     with engine.serving(LLM, ctx.inputs["checkpoint"], settings) as llm:
-        for questions in asked:
-            task = questions[0].task
-            scored = in_chunks(
-                ctx.state, task, questions, CHUNK, lambda chunk: score(llm, chunk, config.max_length), ctx.progress
-            )
-            means = summarise(task, scored)
-            ctx.say(f"{task}: {means[0]['value']:.4f} nats a token over {len(scored)} items")
+        for task, questions in asked:
+            ask = partial(score, llm, max_length=config.max_length, variant=task.variant)
+            scored = in_chunks(ctx.state, task.task, questions, CHUNK, ask, ctx.progress)
+            means = summarise(task.task, scored)
+            ctx.say(f"{task.task}: {means[0]['value']:.4f} nats a token over {len(scored)} items")
             results += means
             rows += scored
     pq.write_table(pa.Table.from_pylist(rows), ctx.out / "items.parquet")

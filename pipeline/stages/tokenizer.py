@@ -3,8 +3,9 @@
     python -m pipeline.stages.tokenizer --scale mini
 
 `kind: words` trains a closed-vocabulary word-level tokenizer on the scale's corpora; `kind: file` takes a
-tokenizer.json, and a SentencePiece .model beside it where corpora are to be tokenised with that (about six times
-faster for the paper's tokenizer, and exact; docs/VALIDATION.md).
+tokenizer.json, or a SentencePiece .model, with which corpora are then tokenised (about six times faster for the
+paper's tokenizer, and exact; docs/VALIDATION.md). A .model that comes alone is converted; `tokenize` counts what the
+conversion splits differently. Files that are not there are downloaded from the entry's `urls`.
 
 The chat template passes text through (with the beginning-of-text token, if the tokenizer adds one), so that base
 models are prompted by verl exactly as by the evaluations.
@@ -17,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from pipeline.artifact import sha256_file
 from pipeline.config import FileTokenizer, WordTokenizer
+from pipeline.engines import hub, sentencepiece, textfiles
+from pipeline.engines.chat import pass_through
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 EOD, UNKNOWN = "<|eod|>", "<|unk|>"
-PASS_THROUGH = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def train_words(corpora: list[Path]) -> "Tokenizer":
@@ -37,9 +37,8 @@ def train_words(corpora: list[Path]) -> "Tokenizer":
 
     def texts() -> Iterator[list[str]]:
         for corpus in corpora:
-            for shard in sorted(corpus.glob("documents-*.parquet")):
-                for batch in pq.ParquetFile(shard).iter_batches(10_000, columns=["text"]):
-                    yield batch.column("text").to_pylist()
+            for shard in textfiles.shards(corpus):
+                yield from textfiles.read_groups(shard)
 
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -49,15 +48,21 @@ def train_words(corpora: list[Path]) -> "Tokenizer":
 
 
 def read_file(config: FileTokenizer) -> "Tokenizer":
-    """The tokenizer.json a user named, checked against its digest."""
+    """The tokenizer a user named: fetched if need be, checked against its digests, and converted if it has no json."""
     from tokenizers import Tokenizer
 
-    for path in filter(None, [config.json_file, config.model_file]):
-        if not Path(path).is_file():
-            raise PipelineError(f"{path}: no such tokenizer file; correct it in config/sources.yaml")
-        wanted = config.sha256.get(Path(path).name)
-        if wanted and sha256_file(Path(path)) != wanted:
+    for path in config.files:
+        wanted = config.sha256.get(path.name)
+        if not path.is_file():
+            if path.name not in config.urls:
+                raise PipelineError(f"{path}: no such tokenizer file; correct it in config/sources.yaml")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            hub.download(config.urls[path.name], path, wanted)
+        elif wanted and sha256_file(path) != wanted:
             raise PipelineError(f"{path}: its SHA-256 is not the one in config/sources.yaml; fetch the file again")
+    if config.json_file is None:
+        assert config.model_file is not None
+        return sentencepiece.convert(Path(config.model_file))
     try:
         return Tokenizer.from_file(config.json_file)
     except Exception as error:  # the Rust library raises bare Exception
@@ -96,12 +101,16 @@ def run(ctx: Context) -> dict[str, Any]:
         eos_token=eod,
         pad_token=eod,
         clean_up_tokenization_spaces=False,
-        chat_template=("{{ bos_token }}" if config.add_bos else "") + PASS_THROUGH,
+        chat_template=pass_through(config.add_bos),
         **words,
     )
     fast.save_pretrained(ctx.out)
     ctx.say(f"{size} tokens, end of document {eod}")
-    return {"vocab_size": size, "eod_id": tokenizer.token_to_id(eod), "adds_bos": config.add_bos}
+    metrics: dict[str, Any] = {"vocab_size": size, "eod_id": tokenizer.token_to_id(eod), "adds_bos": config.add_bos}
+    if isinstance(config, FileTokenizer) and config.unconfirmed:
+        metrics["warnings"] = [f"unconfirmed tokenizer: {config.unconfirmed}"]
+        ctx.say(f"warning: {metrics['warnings'][0]}")
+    return metrics
 
 
 if __name__ == "__main__":

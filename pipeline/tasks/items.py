@@ -1,7 +1,8 @@
-"""Items of the project's own tasks as the evaluation stages read them, and chunks of work that survive a kill."""
+"""Items of tasks as the evaluation stages read them, and chunks of work that survive a kill."""
 
 import json
 import math
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from pipeline.artifact import write_atomic
 from pipeline.config import EvalTask
 from pipeline.dag import Dag
 from pipeline.errors import PipelineError
-from pipeline.tasks import TASKS
+from pipeline.tasks import TASKS, HubTask
+from pipeline.tasks.task import Row
 
-Row = dict[str, Any]
+SHOTS_SEED = 42  # the paper's lm-eval runs are called with --seed 42
 
 
 @dataclass(frozen=True)
@@ -38,32 +40,64 @@ def items_folder(dag: Dag, inputs: dict[str, Path], task: str) -> Path:
         inputs: folders of the upstream artifacts by role (`Context.inputs`).
 
     Raises:
-        PipelineError: not one of the project's own tasks.
+        PipelineError: not a task of the project.
     """
-    source = dag.task_source(task)
-    if source is None:
+    found = dag.task_input(task)
+    if not found:
         raise PipelineError(
-            f"scale '{dag.name}': '{task}' is not a task of this project ({', '.join(TASKS)}); lm-eval's stock tasks "
+            f"scale '{dag.name}': '{task}' is not a task of this project ({', '.join(TASKS)}); lm-eval's other tasks "
             f"can be asked of the benchmark stage only"
         )
-    return inputs[f"corpus/{source}"] / "tasks" / TASKS[task].items
+    return inputs[next(iter(found))] / "tasks" / TASKS[task].items
 
 
-def read_questions(dag: Dag, inputs: dict[str, Path], asked: EvalTask) -> list[Question]:
-    """The test items of a task, in file order; the first `shots` training items are the worked examples.
+def draw_shots(pool: list[Row], rows: list[Row], shots: int, seed: int, spare: bool) -> list[list[Row]]:
+    """The worked examples of each row, drawn as lm-eval's ContextSampler does: one stream of draws for all rows.
+
+    With `spare` one more is drawn, and the row itself is dropped if it is among them.
+    """
+    stream, drawn = random.Random(seed), []
+    for row in rows:
+        found = stream.sample(pool, shots + spare)
+        if spare:
+            found = [one for one in found if one["doc"] != row["doc"]][:shots]
+        if len(found) < shots:  # the row is in the pool more than once
+            found = stream.sample([one for one in pool if one["doc"] != row["doc"]], shots)
+        drawn.append(found)
+    return drawn
+
+
+def read_questions(dag: Dag, inputs: dict[str, Path], asked: EvalTask, seed: int = SHOTS_SEED) -> list[Question]:
+    """The test items of a task, in file order, each with its worked examples.
+
+    The project's own tasks take the first `shots` training items for every question, the published ones draw them for
+    each question as lm-eval does with this seed.
 
     Raises:
         PipelineError: an unknown task, or fewer training items than shots.
     """
     folder, task = items_folder(dag, inputs, asked.task), TASKS[asked.task]
-    examples = pq.read_table(folder / "train.parquet").slice(0, asked.shots).to_pylist()
-    if len(examples) < asked.shots:
-        raise PipelineError(f"{folder / 'train.parquet'}: {len(examples)} items, fewer than {asked.shots} shots")
-    shots = task.shots([(row["question"], row["answer"]) for row in examples])
     rows = pq.read_table(folder / "test.parquet").slice(0, asked.limit).to_pylist()
+    examples: list[list[Row]] = [[]] * len(rows)
+    if asked.shots:
+        path = folder / "train.parquet"
+        pool = pq.read_table(path).to_pylist() if path.exists() else []
+        spare = isinstance(task, HubTask) and task.spare
+        if len(pool) < asked.shots + spare:
+            raise PipelineError(f"{path}: {len(pool)} items, fewer than {asked.shots + spare} for {asked.shots} shots")
+        drawn = isinstance(task, HubTask)
+        examples = draw_shots(pool, rows, asked.shots, seed, spare) if drawn else [pool[: asked.shots]] * len(rows)
     return [
-        Question(asked.task, i, shots + task.prompt(row["question"]), row["question"], row["answer"], row["gold"])
-        for i, row in enumerate(rows)
+        Question(
+            asked.task,
+            i,
+            task.shots([(one["question"], one.get("shot") or one["answer"]) for one in mine])
+            + task.prompt(row["question"]),
+            row["question"],
+            row["answer"],
+            row["gold"],
+        )
+        for i, (row, mine) in enumerate(zip(rows, examples, strict=True))
     ]
 
 

@@ -1,22 +1,35 @@
 """The rule reward of post-training (docs/PAPER.md, post-training): 1 for the right final answer, else 0.
 
-verl calls `compute_score` for every rollout (its `reward.custom_reward_function`).
+`answer` reads the final answer off the text as the task says. `code` is the authors' reward: a program in the text is
+run (in the sandbox) and what it comes to is the answer, and math-verify looks for the gold answer in it, or in the text
+if there is no program.
+
+The trainer calls `compute_scores` for a batch of rollouts (verl's `reward.custom_reward_function`).
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 from pipeline.tasks import TASKS
+from pipeline.tasks.code_answers import run_code, verify_many
+
+Kind = Literal["answer", "code"]
 
 
-def compute_score(
-    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None
-) -> float:
-    """The reward of one answer.
+def _by_answer(task: str, text: str, gold: str) -> bool:
+    answer = TASKS[task].extract(text)
+    return answer is not None and TASKS[task].correct(answer, gold)
+
+
+def compute_scores(rollouts: Sequence[tuple[str, str, str]], kind: Kind) -> list[float]:
+    """The reward of each rollout.
 
     Args:
-        data_source: name of the task, a key of `TASKS`; the column of this name in verl's data file.
-        solution_str: the model's text, without special tokens.
-        ground_truth: the item's gold answer.
-        extra_info: what else verl passes; not used.
+        rollouts: (name of the task, a key of `TASKS`; the model's text without special tokens; the gold answer).
+        kind: `grpo.reward`.
     """
-    return float(TASKS[data_source].extract(solution_str) == ground_truth)
+    if kind == "answer":
+        return [float(_by_answer(*rollout)) for rollout in rollouts]
+    answers = run_code([text for _, text, _ in rollouts])
+    golds = [gold for _, _, gold in rollouts]
+    return [float(right) for right in verify_many(list(zip(answers, golds, strict=True)))]

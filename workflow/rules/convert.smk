@@ -20,3 +20,24 @@ rule convert_job:
     shell:
         "python -m pipeline.stages.convert --scale {params.scale} --point {wildcards.point}"
         " &>> {log}"
+
+
+# The same for intermediate checkpoints (pretrain.keep).
+rule convert_step_job:
+    input:
+        inputs_of("convert"),
+    output:
+        update(f"results/{SCALE}/{{point}}/convert/{{variant}}/record.json"),
+    log:
+        f"logs/{SCALE}/{{point}}/convert/{{variant}}.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    params:
+        scale=SCALE,
+    shell:
+        "python -m pipeline.stages.convert --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
+        " &>> {log}"

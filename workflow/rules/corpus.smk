@@ -8,6 +8,7 @@ rule corpus_job:
         update(f"results/{SCALE}/data/{{source}}/corpus/record.json"),
     log:
         f"logs/{SCALE}/data/{{source}}/corpus.log",
+    localrule: EXPERIMENT.downloads("corpus")
     conda:
         ENVIRONMENT
     threads: 1

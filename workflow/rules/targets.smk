@@ -21,6 +21,12 @@ for point in EXPERIMENT.points:
             records([one for one in EXPERIMENT.jobs if one.point == point]),
 
 
+# What a scale needs from outside. Its jobs run where Snakemake runs: a cluster's login node, which has a network.
+rule fetch:
+    input:
+        records(EXPERIMENT.fetches),
+
+
 rule report:
     input:
         records(EXPERIMENT.of("report")),
@@ -33,3 +39,15 @@ rule report:
         ENVIRONMENT
     shell:
         "[ -L {output} ] || ln -sf report/report.html {output} 2> {log}"
+
+
+rule plan:
+    log:
+        f"logs/{SCALE}/plan.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        scale=SCALE,
+    shell:
+        "python -m pipeline plan --scale {params.scale} 2>&1 | tee {log}"

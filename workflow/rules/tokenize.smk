@@ -18,4 +18,5 @@ rule tokenize_job:
         scale=SCALE,
     shell:
         "python -m pipeline.stages.tokenize --scale {params.scale} --source {wildcards.source}"
+        " --ranks {threads}"
         " &>> {log}"

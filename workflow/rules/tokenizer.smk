@@ -8,6 +8,7 @@ rule tokenizer_job:
         update(f"results/{SCALE}/data/tokenizer/record.json"),
     log:
         f"logs/{SCALE}/data/tokenizer.log",
+    localrule: EXPERIMENT.downloads("tokenizer")
     conda:
         ENVIRONMENT
     threads: 1

@@ -2,6 +2,7 @@
 
 platform  every process: the CPU, which stock verl does not know (VERL_USE_EXTERNAL_MODULES imports this package)
 registry  trainer, actor, server: puts the classes below in the place of verl's (model.external_lib)
+l1_clip   actor, if asked for: the authors' second gradient clip; in the place of registry, which it includes
 adapter   actor: Mixtral's names for vLLM, and a socket that no other run has
 rollouts  trainer: one request a batch in place of three a sample (rollout.agent.agent_loop_manager_class)
 server    vLLM's server: the other end of these two
