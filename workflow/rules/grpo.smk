@@ -19,7 +19,7 @@ rule grpo_job:
         gres=need("grpo", "gres"),
         device="auto",
         ranks=need("grpo", "ranks"),
-        cache_mb=256,
+        cache_mb=need("grpo", "cache_mb"),
         save_interval=500,
     params:
         scale=SCALE,
