@@ -11,7 +11,7 @@ from pipeline.layouts import Layout
 
 ON_GPU = ("pretrain", "grpo", "benchmark", "decode", "taskloss")
 # MiB of a process before it holds a model: measured on CPU (docs/VALIDATION.md), rounded up.
-BASE_MB = {"grpo": 5500, "table": 1000, "figures": 1000, "report": 1000}
+BASE_MB = {"grpo": 5500, "adopt": 1000, "table": 1000, "figures": 1000, "report": 1000}
 DEFAULT_MB = 2000
 GPU_CORES = 8  # for each GPU: data loading, vLLM's and Ray's processes
 GPU_PROCESS_MB = 8000  # with CUDA's libraries and pinned buffers; not measured
@@ -19,10 +19,12 @@ GPU_PROCESS_MB = 8000  # with CUDA's libraries and pinned buffers; not measured
 # passes through. grpo: the same, and the whole model beside it. convert: both layouts of the weights, in fp32.
 # Evaluations: vLLM reads a file at a time, and the page cache keeps it.
 BYTES_A_PARAMETER = {"pretrain": 18, "grpo": 24, "convert": 12, "benchmark": 4, "decode": 4, "taskloss": 4}
+FULL_SEQUENCES = {"grpo": 16}  # in vLLM's KV cache at a time, on each GPU; GRPO's actor needs the rest
+DEFAULT_SEQUENCES = 32
 # Minutes for a job of a small model, and what each thousand million active parameters adds.
 MINUTES = {
     "corpus": (600, 0),
-    "benchdata": (120, 0),
+    "benchdata": (600, 0),
     "adopt": (1440, 0),
     "tokenizer": (60, 0),
     "tokenize": (1440, 0),
@@ -41,12 +43,13 @@ MINUTES = {
 
 @dataclass(frozen=True)
 class Needs:
-    """A job's request. GPUs, cores and memory are those of each node; time is in minutes."""
+    """A job's request. GPUs, cores, memory and vLLM's cache are those of each node; time is in minutes."""
 
     nodes: int
     gpus: int
     cores: int
     mem_mb: int
+    cache_mb: int
     runtime: int
 
     @property
@@ -65,6 +68,8 @@ def needs(stage: str, point: Point | None, layout: Layout, on_gpu: bool) -> Need
     """
     params, active = (point.total_params, point.active_params) if point else (0, 0)
     base, more = MINUTES[stage]
+    # Keys and values of a full sequence, in 2 bytes each.
+    sequence = 4 * point.model.layers * point.hidden * point.model.sequence_length if point else 0
     model_mb = BYTES_A_PARAMETER.get(stage, 0) * params / layout.nodes / 2**20
     gpus = layout.gpus_per_node if on_gpu and stage in ON_GPU else 0
     process_mb = max(BASE_MB.get(stage, DEFAULT_MB), GPU_PROCESS_MB if gpus else 0)
@@ -72,6 +77,7 @@ def needs(stage: str, point: Point | None, layout: Layout, on_gpu: bool) -> Need
         nodes=layout.nodes,
         gpus=gpus,
         cores=max(1, GPU_CORES * gpus),
+        cache_mb=256 + FULL_SEQUENCES.get(stage, DEFAULT_SEQUENCES) * sequence // 2**20,
         mem_mb=int(process_mb * layout.gpus_per_node + model_mb),
         runtime=int(base + more * active / 1e9),
     )

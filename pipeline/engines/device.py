@@ -119,7 +119,6 @@ def prepare_environment(execution: Execution, offline: bool = True) -> None:
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's tensor parallelism relies on launch order
     }
     cpu = {
-        "OMP_NUM_THREADS": "1",  # spinning OpenMP threads cost 8x on a shared machine; parallelise by process
         "TORCHDYNAMO_DISABLE": "1",  # halves Megatron's import time; nothing is compiled on CPU
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine and worker in this process: half the start-up
@@ -127,3 +126,7 @@ def prepare_environment(execution: Execution, offline: bool = True) -> None:
     }
     for name, value in (common if execution.on_gpu else common | cpu).items():
         os.environ.setdefault(name, value)
+    if not execution.on_gpu:
+        # Whatever Snakemake sets (it sets a job's cores): their number changes the last bits of sums, and spinning
+        # OpenMP threads cost 8x on a shared machine. Work is parallel by processes.
+        os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -15,8 +15,8 @@ rule adopt_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=1440,
+        mem_mb=need("adopt", "mem_mb"),
+        runtime=need("adopt", "runtime"),
     params:
         scale=SCALE,
     shell:

@@ -13,8 +13,8 @@ rule benchdata_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=120,
+        mem_mb=need("benchdata", "mem_mb"),
+        runtime=need("benchdata", "runtime"),
     params:
         scale=SCALE,
     shell:

@@ -18,7 +18,7 @@ rule benchmark_job:
         gres=need("benchmark", "gres"),
         device="auto",
         ranks=need("benchmark", "ranks"),
-        cache_mb=256,
+        cache_mb=need("benchmark", "cache_mb"),
     params:
         scale=SCALE,
     shell:

@@ -16,6 +16,7 @@ from pipeline.dag import (
 from pipeline.dag import Job as Artifact
 from pipeline.engines.scheduler import forward_notice
 from pipeline.errors import PipelineError
+from pipeline.layouts import STAGES as LAID_OUT
 from pipeline.layouts import Layout, Layouts
 from pipeline.needs import needs
 
@@ -119,7 +120,8 @@ def layout_of(stage, point):
             "missing; on the command line, --default-resources replaces all those of the profile"
         )
     released = LAYOUT == "released"
-    layout = LAYOUTS.of(point, stage) if released and point else Layout()
+    wide = released and point and stage in LAID_OUT
+    layout = LAYOUTS.of(point, stage) if wide else Layout()
     return layout, released or ON_GPU
 
 

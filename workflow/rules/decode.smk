@@ -18,7 +18,7 @@ rule decode_job:
         gres=need("decode", "gres"),
         device="auto",
         ranks=need("decode", "ranks"),
-        cache_mb=256,
+        cache_mb=need("decode", "cache_mb"),
     params:
         scale=SCALE,
     shell:

@@ -20,7 +20,7 @@ rule grpo_job:
         device="auto",
         ranks=need("grpo", "ranks"),
         tp=need("grpo", "tp"),
-        cache_mb=256,
+        cache_mb=need("grpo", "cache_mb"),
         save_interval=500,
     params:
         scale=SCALE,

@@ -18,7 +18,7 @@ rule taskloss_job:
         gres=need("taskloss", "gres"),
         device="auto",
         ranks=need("taskloss", "ranks"),
-        cache_mb=256,
+        cache_mb=need("taskloss", "cache_mb"),
     params:
         scale=SCALE,
     shell:
