@@ -93,6 +93,11 @@ class Outcome:
         return lines[-1] if self.status == "failed" and lines else self.status
 
 
+def _seen(item: str) -> str:
+    """Where the program sees a file of this machine: where it is, but what is in /tmp, its own folder, is elsewhere."""
+    return f"/elsewhere{item}" if Path(item).is_relative_to("/tmp") else item
+
+
 def _visible() -> tuple[list[str], list[tuple[str, str]]]:
     """The program's sys.path, and the mounts it needs: (where it is, where it is seen), outer ones first."""
     base = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
@@ -103,9 +108,9 @@ def _visible() -> tuple[list[str], list[tuple[str, str]]]:
     wanted = [item for item in (*LIBRARIES, *own, *path, *DEVICES) if Path(item).exists()]
     mounts: list[tuple[str, str]] = []
     for item in sorted(set(wanted)):
-        if not any(Path(item).is_relative_to(target) for _, target in mounts):
-            mounts.append((str(Path(item).resolve()), item))
-    return path, mounts
+        if not any(Path(_seen(item)).is_relative_to(target) for _, target in mounts):
+            mounts.append((str(Path(item).resolve()), _seen(item)))
+    return [_seen(item) for item in path], mounts
 
 
 def _refusal(reason: str) -> PipelineError:
