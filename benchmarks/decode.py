@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import DTYPES, Decode, GeneratedSums
+from pipeline.config import DTYPES, Decode
 from pipeline.engines import vllm as engine
 from pipeline.engines.device import Execution, prepare_environment
+from pipeline.registry import GeneratedSums
 from pipeline.tasks import TASKS
 from pipeline.tasks.generate import sum_items
 from pipeline.tasks.items import Question

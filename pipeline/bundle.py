@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import artifact
 from pipeline.artifact import RECORD, RECORD_COPY, FileEntry
-from pipeline.config import FileTokenizer
 from pipeline.dag import FETCHES, STAGES, Dag
 from pipeline.errors import PipelineError
+from pipeline.registry import FileTokenizer
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 22

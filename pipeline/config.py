@@ -1,57 +1,39 @@
-"""What a user may say in `config/grid.yaml` and `config/sources.yaml`.
+"""What a user may say in `config/grid.yaml`: the scales.
 
-These models are the only definition of the configuration: they read it, refuse what they do not know, and generate
-`config/grid.schema.json` and `config/sources.schema.json` for editors (`python -m pipeline.config --schema`).
+These models, and those of `config/sources.yaml` (registry.py), are the only definition of the configuration: they read
+it, refuse what they do not know, and generate the JSON schemas for editors (`python -m pipeline.config --schema`).
 
 Everything here is *identity*: it changes numbers, and so it is part of fingerprints. What does not change a number
 (devices, ranks, parallel layout, memory, save intervals) lives in `profiles/`.
 """
 
 import argparse
-import difflib
 import json
-import re
 import sys
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import PipelineError
+from pipeline.registry import Sources, load_sources
+from pipeline.strict import (
+    Commit,
+    Digest,
+    Name,
+    NonNegative,
+    Positive,
+    Rate,
+    Share,
+    Strict,
+    explain,
+    read_yaml,
+    resolve_extends,
+)
 
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="commit hash, 40 digits")]
 DType = Literal["fp32", "bf16"]
 Balance = Literal["micro_batch", "sequence"]
 DTYPES: dict[DType, str] = {"fp32": "float32", "bf16": "bfloat16"}  # as torch, vLLM and verl call them
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-
-
-class Strict(BaseModel):
-    """A frozen model that refuses unknown keys and names the nearest valid one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
-                    hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(cls.model_fields)}"
-                    raise ValueError(f"unknown key '{key}'; {hint}")
-        return data
-
-
-# ---------------------------------------------------------------------------------------------------- a scale
 
 
 class Data(Strict):
@@ -244,7 +226,7 @@ class Adopt(Strict):
     revision: str | None = Field(
         None, description="of the repo: commit hash; a branch or tag is resolved when fetched, and said to be unpinned"
     )
-    pinned: dict[Name, CommitHash] = Field(default_factory=dict, description="point -> commit, in place of `revision`")
+    pinned: dict[Name, Commit] = Field(default_factory=dict, description="point -> commit, in place of `revision`")
     path: str | None = Field(None, description="folder of this machine, in place of a repo")
     sha256: dict[str, Digest] = Field(
         default_factory=dict, description="file (or point/file, where several points adopt) -> digest it must have"
@@ -333,205 +315,6 @@ class Grid(Strict):
         return self
 
 
-# ---------------------------------------------------------------------------------------------------- sources
-
-
-class GeneratedFacts(Strict):
-    """Random facts to memorise: a two-word key, four values of 64; each fact is 24 bits."""
-
-    kind: Literal["facts"]
-    facts: Annotated[int, Field(gt=0, le=4096)]
-    exposures: Positive = Field(description="how often each fact is written")
-    seed: int = 0
-    licence: str = "Apache-2.0"
-
-
-class GeneratedSums(Strict):
-    """Running totals modulo a small prime, with a written chain of thought."""
-
-    kind: Literal["sums"]
-    modulus: Annotated[int, Field(ge=3, le=97)]
-    max_terms: Annotated[int, Field(ge=1, le=8)]
-    documents: Positive
-    direct_share: Share = Field(0.0, description="share of documents that give the answer without the written steps")
-    test_items: Positive = 256
-    seed: int = 0
-    licence: str = "Apache-2.0"
-
-
-class Text(Strict):
-    """What sources of existing text share: which columns make a document, and what is known of the source.
-
-    `tokens`, `unconfirmed` and `note` tell people and change nothing (`DESCRIPTIVE`).
-    """
-
-    field: str = Field("text", description="the column that holds the text")
-    text: str | None = Field(None, description="a template of columns instead of `field`, as '{question}\\n{answer}'")
-    sha256: dict[str, str] = Field(default_factory=dict, description="file name or path -> digest, checked if given")
-    licence: str = Field(description="SPDX name, or a sentence")
-    tokens: Positive | None = Field(None, description="tokens expected, for comparison with those found")
-    unconfirmed: str | None = Field(None, description="what is not known of this entry; said wherever it is used")
-    note: str | None = Field(None, description="where what this entry says comes from")
-
-    @model_validator(mode="after")
-    def _template(self) -> "Text":
-        if self.text is not None and not self.columns:
-            raise ValueError(f"text: '{self.text}' names no column; write columns as {{name}}")
-        return self
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns a document is made of."""
-        if self.text is None:
-            return [self.field]
-        names = [name for _, name, _, _ in Formatter().parse(self.text) if name]
-        return list(dict.fromkeys(re.split(r"[.\[]", name)[0] for name in names))
-
-
-class LocalFiles(Text):
-    """Text files, JSON lines or Parquet on this machine."""
-
-    kind: Literal["local"]
-    path: str = Field(description="a file or glob; .txt (one document a file), .jsonl or .json (lines), .parquet")
-
-
-class HuggingFaceDataset(Text):
-    """A data set of the Hugging Face hub, pinned to a revision."""
-
-    kind: Literal["huggingface"]
-    repo: str | None = Field(description="owner/name; null where it is not known: such an entry cannot be used")
-    revision: Commit | None = Field(description="null where it is not known: then the newest is taken, with a warning")
-    config: str | None = Field(None, description="configuration of the data set's card")
-    split: str = "train"
-    files: list[str] = Field(
-        default_factory=list,
-        description="take these files instead of config and split; globs, in which * matches / too",
-    )
-
-    @model_validator(mode="after")
-    def _nothing_is_guessed_silently(self) -> "HuggingFaceDataset":
-        if (self.repo is None or self.revision is None) and self.unconfirmed is None:
-            raise ValueError("repo or revision is null, so `unconfirmed` has to say what is not known")
-        if self.files and (self.config is not None or self.split != "train"):
-            raise ValueError("give `files`, or `config` and `split`, not both")
-        return self
-
-
-DESCRIPTIVE = {"tokens", "unconfirmed", "note", "urls"}  # keys of the registry that are no part of identity
-
-
-Source = Annotated[GeneratedFacts | GeneratedSums | LocalFiles | HuggingFaceDataset, Field(discriminator="kind")]
-
-
-class WordTokenizer(Strict):
-    """A closed-vocabulary word-level tokenizer, trained on the scale's sources."""
-
-    kind: Literal["words"]
-    add_bos: bool = True
-
-
-class FileTokenizer(Strict):
-    """A Hugging Face tokenizer.json, or a SentencePiece .model (a unigram one is converted where no json is given)."""
-
-    kind: Literal["file"]
-    json_file: str | None = Field(None, description="tokenizer.json: travels with converted checkpoints")
-    model_file: str | None = Field(None, description="SentencePiece .model: used to tokenise the corpus when given")
-    urls: dict[str, str] = Field(default_factory=dict, description="file name -> where `fetch` downloads it from")
-    eod: str = Field(description="the token written after each document")
-    bos: str | None = None
-    add_bos: bool = False
-    sha256: dict[str, str] = Field(default_factory=dict, description="file name -> digest, checked if given")
-    licence: str
-    unconfirmed: str | None = Field(None, description="what is not known of this entry; said wherever it is used")
-    note: str | None = Field(None, description="where what this entry says comes from")
-
-    @property
-    def files(self) -> list[Path]:
-        """The files the entry names."""
-        return [Path(name) for name in (self.json_file, self.model_file) if name]
-
-    @model_validator(mode="after")
-    def _files_and_digests(self) -> "FileTokenizer":
-        names = {path.name for path in self.files}
-        if not names:
-            raise ValueError("give json_file, model_file or both")
-        for key, given in (("urls", self.urls), ("sha256", self.sha256)):
-            if unknown := set(given) - names:
-                raise ValueError(f"{key}: '{min(unknown)}' is not the name of a file of this entry")
-        if missing := set(self.urls) - set(self.sha256):
-            raise ValueError(f"sha256: '{min(missing)}' is downloaded, so its digest has to be given")
-        return self
-
-
-Tokenizer = Annotated[WordTokenizer | FileTokenizer, Field(discriminator="kind")]
-
-
-class BenchmarkData(Strict):
-    """A published evaluation data set, laid out as on the Hugging Face hub."""
-
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="the data set's name on the hub; lm-eval asks for it")
-    revision: str | None = Field(description="commit hash; null: not known, the hub's newest is taken and recorded")
-    path: str | None = Field(None, description="a folder of this machine in the repo's layout, instead of the hub")
-    files: list[str] = Field(min_length=1, description="what is needed of it: paths or globs relative to the repo")
-    sha256: dict[str, str] = Field(default_factory=dict, description="path -> digest, checked if given")
-    licence: str = Field(description="SPDX name, or a sentence")
-
-
-class Sources(Strict):
-    """`config/sources.yaml`: the registry of data sets, tokenizers and evaluation data."""
-
-    datasets: dict[Name, Source]
-    tokenizers: dict[Name, Tokenizer]
-    benchmarks: dict[Name, BenchmarkData] = Field(default_factory=dict, description="evaluation data by task")
-
-
-# ---------------------------------------------------------------------------------------------------- reading
-
-
-def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `change` on top; mappings merge, everything else is replaced (lists, and the blend `sources`)."""
-    out = dict(base)
-    for key, value in change.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict) and key != "sources"
-        out[key] = merge(out[key], value) if both else value
-    return out
-
-
-def resolve_extends(scales: dict[str, Any], name: str, path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The mapping `scales[name]` with what it `extends` underneath."""
-    scale = dict(scales[name] or {})
-    parent = scale.pop("extends", None)
-    if parent is None:
-        return scale
-    if parent not in scales or parent in (*seen, name):
-        raise PipelineError(f"{path}: scales.{name}.extends: '{parent}' is not another scale of this file")
-    return merge(resolve_extends(scales, parent, path, (*seen, name)), scale)
-
-
-def explain(error: ValidationError, path: Path | str, prefix: str = "") -> PipelineError:
-    """A validation error as `file: key.path: what is wrong (found ...)`, one line a problem."""
-    lines = []
-    for item in error.errors():
-        where = ".".join([prefix] * bool(prefix) + [str(part) for part in item["loc"]]) or "(top level)"
-        message = item["msg"].removeprefix("Value error, ")
-        found = "" if isinstance(item["input"], dict | list | BaseModel) else f" (found {item['input']!r})"
-        lines.append(f"{path}: {where}: {message}{found}")
-    return PipelineError("\n".join(lines))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping, as plain data."""
-    try:
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; run from the repository's root or pass --config") from None
-    except yaml.YAMLError as error:
-        raise PipelineError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise PipelineError(f"{path}: expected a mapping at the top level")
-    return data
-
-
 def load_grid(path: Path | str = "config/grid.yaml") -> Grid:
     """Read and check the grid file.
 
@@ -545,15 +328,6 @@ def load_grid(path: Path | str = "config/grid.yaml") -> Grid:
         data["scales"] = {name: resolve_extends(scales, name, path) for name in scales}
     try:
         return Grid.model_validate(data)
-    except ValidationError as error:
-        raise explain(error, path) from None
-
-
-def load_sources(path: Path | str = "config/sources.yaml") -> Sources:
-    """Read and check the registry of data sets and tokenizers (see `load_grid` for errors)."""
-    path = Path(path)
-    try:
-        return Sources.model_validate(read_yaml(path))
     except ValidationError as error:
         raise explain(error, path) from None
 

@@ -104,7 +104,7 @@ def disk(dag: Dag, job: Job) -> float:
             return TEXT_BYTES * tokens
         case "tokenize":
             return (2 if dag.scale.model.vocab_size < 65_500 else 4) * tokens  # as Megatron's indexed data set
-        case "pretrain" | "convert":
+        case "pretrain" | "convert" | "adopt":
             assert point is not None
             return BYTES[point.pretrain.dtype] * point.total_params
         case "grpo":

@@ -17,19 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import RECORD, Record, fingerprint
-from pipeline.config import (
-    DESCRIPTIVE,
-    Adopt,
-    BenchmarkData,
-    Grid,
-    Source,
-    Sources,
-    Tokenizer,
-    load_grid,
-    load_sources,
-)
+from pipeline.config import Adopt, Grid, load_grid
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
+from pipeline.registry import DESCRIPTIVE, BenchmarkData, Source, Sources, Tokenizer, load_sources
 from pipeline.tasks import TASKS, GeneratedTask, HubTask
 
 # Raise a stage's version when the same settings and inputs would give other results than before.

@@ -9,8 +9,9 @@ from functools import cached_property
 
 from pydantic import ValidationError
 
-from pipeline.config import Adopt, Block, Model, Pretrain, Scale, explain
+from pipeline.config import Adopt, Block, Model, Pretrain, Scale
 from pipeline.errors import PipelineError
+from pipeline.strict import explain
 
 
 def short(count: int) -> str:

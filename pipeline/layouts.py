@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import Field, RootModel, ValidationError
 
-from pipeline.config import Name, Positive, Strict, explain, read_yaml, resolve_extends
 from pipeline.errors import PipelineError
+from pipeline.strict import Name, Positive, Strict, explain, read_yaml, resolve_extends
 
 STAGES = ("pretrain", "convert", "grpo", "benchmark", "decode", "taskloss")  # those that run for a point
 

@@ -92,6 +92,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _hardware(execution: Execution) -> dict[str, Any]:
+    found: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    if execution.on_gpu:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        names = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+        found["gpu"] = names[0] if names else None
+    return found
+
+
 def _usage() -> tuple[float, float]:
     """CPU seconds of this process and its finished children, and the largest resident set of any of them in MiB."""
     mine, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -179,7 +188,7 @@ def execute(
             timing={name: float(value) for name, value in ctx.timing.items()},
             versions=_versions(),
             commit=_commit(),
-            hardware={"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            hardware=_hardware(execution),
             execution=execution.describe(),
             started=started.isoformat(timespec="seconds"),
             wall_s=round(time.monotonic() - begun, 3),

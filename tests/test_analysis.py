@@ -15,9 +15,10 @@ import pytest
 
 from pipeline.analysis import claims, figures, tables
 from pipeline.artifact import read_record
-from pipeline.config import Block, load_grid, load_sources
+from pipeline.config import Block, load_grid
 from pipeline.dag import BASE, GRPO, Dag, Job
 from pipeline.errors import PipelineError
+from pipeline.registry import load_sources
 from pipeline.stage import Context, execute
 from pipeline.stages import figures as figures_stage
 from pipeline.stages import report as report_stage

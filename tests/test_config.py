@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import load_grid, load_sources, schemas
+from pipeline.config import load_grid, schemas
 from pipeline.dag import Dag
 from pipeline.errors import PipelineError
+from pipeline.registry import load_sources
 
 CONFIG = Path(__file__).parents[1] / "config"
 

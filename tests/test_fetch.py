@@ -15,10 +15,10 @@ import yaml
 
 from pipeline.artifact import read_record, sha256_file
 from pipeline.bundle import bundle, unbundle
-from pipeline.config import load_sources
 from pipeline.dag import Dag, Job
 from pipeline.engines import hub
 from pipeline.errors import PipelineError
+from pipeline.registry import load_sources
 from tests.hub import COMMIT, Hub, serve
 from tests.test_config import CONFIG
 from tests.test_data import SHARED, documents, make, with_source

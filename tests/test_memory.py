@@ -35,8 +35,8 @@ def kept_bytes(point: Point) -> float:
 
     batch, length, d = point.pretrain.micro_batch, point.model.sequence_length, point.hidden
     kept: dict[int, tuple[Any, float]] = {}
+    get_moe_layer_wise_logging_tracker().clear()
     with megatron.session(CPU) as device:
-        get_moe_layer_wise_logging_tracker().clear()
         model = megatron.build_model(point, CPU, device, torch.bfloat16)
         model = Float16Module(model.config, model)
         parameters = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -52,6 +52,7 @@ def kept_bytes(point: Point) -> float:
         positions = torch.arange(length).expand(batch, length)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = model(ids, positions, None, labels=ids)
+        get_moe_layer_wise_logging_tracker().clear()  # it is sized by the first model of the process
         assert loss.shape == (batch, length)
     norms = 2 * point.model.layers + 1
     return sum(size for _, size in kept.values()) / (batch * length) + norms * 2 * d

@@ -13,6 +13,7 @@ import pytest
 from pipeline import __main__ as command_line
 from pipeline import artifact
 from pipeline.artifact import Record
+from pipeline.config import load_grid
 from pipeline.dag import Dag, Job
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -68,6 +69,12 @@ def test_the_papers_grid_is_planned_in_65_rows(tmp_path, capsys, monkeypatch):
     _, text = plan(capsys, monkeypatch, "--scale", "math", "--results", tmp_path)
     rows = [line.split()[0] for line in text.splitlines() if line.startswith("d")]
     assert [row for row in rows if row != "disk:" and row in planned["points"]] == list(planned["points"])
+
+
+@pytest.mark.parametrize("scale", load_grid(CONFIG / "grid.yaml").scales)
+def test_every_scale_of_the_project_can_be_planned_and_fits(scale, tmp_path, capsys, monkeypatch):
+    status, text = plan(capsys, monkeypatch, "--scale", scale, "--results", tmp_path)
+    assert status == 0 and f"remaining: {len(Dag.load(scale, CONFIG / 'grid.yaml').jobs)} jobs, " in text
 
 
 def test_planning_writes_nothing(tmp_path, capsys, monkeypatch):

@@ -28,7 +28,7 @@ class Execution:
         device: "cpu", "cuda", or "auto" (cuda if a GPU is visible).
         nodes: machines (pretrain); more than one needs a job of a cluster's scheduler.
         ranks: processes on each node (pretrain, by torchrun; tokenize), or GPUs used (other stages).
-        tp, pp, ep: tensor, pipeline and expert parallel sizes (pretrain); data parallel is what remains.
+        tp, pp, ep: tensor, pipeline and expert parallel sizes (pretrain; tp of vLLM in grpo); the rest is data.
         save_interval: pre-training steps or GRPO steps between two saves of the state folder.
         memory_mb: KV cache of vLLM, in MiB.
     """

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import locked, sha256_file
-from pipeline.config import HuggingFaceDataset
 from pipeline.errors import PipelineError
+from pipeline.registry import HuggingFaceDataset
 
 ATTEMPTS = 5
 WAIT_S = 2  # before the second attempt; doubles

@@ -16,8 +16,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import Text
 from pipeline.errors import PipelineError
+from pipeline.registry import Text
 
 GROUP_CHARACTERS = 1_000_000
 DOCUMENT_CHARACTERS = 4_000_000  # about a million tokens; encoding takes up to 100 bytes of memory a character

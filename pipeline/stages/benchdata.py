@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifact import sha256_file
-from pipeline.config import BenchmarkData
 from pipeline.errors import PipelineError
+from pipeline.registry import BenchmarkData
 from pipeline.stage import Context, main
 from pipeline.tasks import HUB, HubTask
 from pipeline.tasks.mirror import FILES

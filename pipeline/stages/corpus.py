@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifact import sha256_file, write_atomic
-from pipeline.config import GeneratedFacts, GeneratedSums, HuggingFaceDataset, LocalFiles, Text
 from pipeline.engines import hub, textfiles
 from pipeline.errors import PipelineError
+from pipeline.registry import GeneratedFacts, GeneratedSums, HuggingFaceDataset, LocalFiles, Text
 from pipeline.stage import Context, main
 from pipeline.tasks import generate
 from pipeline.tasks.generate import Item

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import sha256_file
-from pipeline.config import FileTokenizer, WordTokenizer
 from pipeline.engines import hub, sentencepiece, textfiles
 from pipeline.engines.chat import pass_through
 from pipeline.errors import PipelineError
+from pipeline.registry import FileTokenizer, WordTokenizer
 from pipeline.stage import Context, main
 
 if TYPE_CHECKING:

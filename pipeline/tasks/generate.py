@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.config import GeneratedFacts, GeneratedSums
+from pipeline.registry import GeneratedFacts, GeneratedSums
 from pipeline.tasks import TASKS
 
 VALUES = 64  # words a value is drawn from: 6 bits each

@@ -34,8 +34,8 @@ rule convert_step_job:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=120,
+        mem_mb=need("convert", "mem_mb"),
+        runtime=need("convert", "runtime"),
     params:
         scale=SCALE,
     shell:

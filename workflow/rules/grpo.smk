@@ -19,12 +19,13 @@ rule grpo_job:
         gres=need("grpo", "gres"),
         device="auto",
         ranks=need("grpo", "ranks"),
+        tp=need("grpo", "tp"),
         cache_mb=need("grpo", "cache_mb"),
         save_interval=500,
     params:
         scale=SCALE,
     shell:
         "python -m pipeline.stages.grpo --scale {params.scale} --point {wildcards.point}"
-        " --device {resources.device} --ranks {resources.ranks}"
+        " --device {resources.device} --ranks {resources.ranks} --tp {resources.tp}"
         " --memory-mb {resources.cache_mb} --save-interval {resources.save_interval}"
         " &>> {log}"
