@@ -24,7 +24,7 @@ DEFAULT_SEQUENCES = 32
 # Minutes for a job of a small model, and what each thousand million active parameters adds.
 MINUTES = {
     "corpus": (600, 0),
-    "benchdata": (600, 0),
+    "benchdata": (120, 0),
     "adopt": (1440, 0),
     "tokenizer": (60, 0),
     "tokenize": (1440, 0),
