@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pipeline import artifact, progress
 from pipeline.cli import add_common, chosen
-from pipeline.dag import STATE, Dag, Job, Survey
+from pipeline.dag import STATE, Dag, Job
 from pipeline.stage import FAILURE
+from pipeline.survey import Survey, survey
 
 LEGEND = "done: made   old: made under other settings   NN%: running   stop: was killed   FAIL: see below   -: not made"
 
@@ -44,12 +45,12 @@ def running(job: Job, root: Path) -> State:
     return State(f"{share:.0%}", f"{job.label}: {far}, {speed}/s{end}{quiet}; log: {job.log}")
 
 
-def state_of(dag: Dag, survey: Survey, job: Job, results: Path) -> State:
+def state_of(dag: Dag, found: Survey, job: Job, results: Path) -> State:
     """What can be said of one job from its record and its state folder."""
     root = results / STATE / job.folder
     if artifact.is_locked(root / "lock"):
         return running(job, root)
-    if job not in survey.stale and (results / job.record).exists():
+    if job not in found.stale and (results / job.record).exists():
         return State("done")
     try:
         failure = json.loads((root / FAILURE).read_text())
@@ -61,7 +62,7 @@ def state_of(dag: Dag, survey: Survey, job: Job, results: Path) -> State:
         told = progress.read(root)
         far = f" at {told['done']:,.0f} of {told['total']:,.0f} {told['unit']}" if told else ""
         return State("stop", f"{job.label}: killed{far}; its work is in {work} and will be continued; log: {job.log}")
-    return State("old") if job in survey.stale else State("-")
+    return State("old") if job in found.stale else State("-")
 
 
 def table(dag: Dag, states: dict[Job, State]) -> list[str]:
@@ -87,8 +88,8 @@ def table(dag: Dag, states: dict[Job, State]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Print the matrix and what is worth a line."""
     dag, jobs = chosen(args)
-    survey = dag.survey(args.results)
-    states = {job: state_of(dag, survey, job, args.results) for job in jobs}
+    found = survey(dag, args.results)
+    states = {job: state_of(dag, found, job, args.results) for job in jobs}
     done = sum(state.word == "done" for state in states.values())
     print(f"scale '{dag.name}': {done} of {len(jobs)} artifacts made\n")
     print("\n".join(table(dag, states)))

@@ -18,6 +18,7 @@ from pipeline.artifact import Acceptance, InputEntry, Record
 from pipeline.cli import add_common, chosen
 from pipeline.dag import ANALYSIS, STAGES, STATE, Dag, Job
 from pipeline.errors import PipelineError
+from pipeline.survey import survey
 
 ABSENT = "(absent)"
 NAMED = 3  # inputs named one by one
@@ -52,7 +53,7 @@ class Ledger:
 
     def __init__(self, dag: Dag, results: Path) -> None:
         self.dag, self.results = dag, results
-        self.survey = dag.survey(results)
+        self.survey = survey(dag, results)
         self.records: dict[Job, Record] = {}
         for job in dag.jobs:
             try:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.dag import STAGES, Dag, Job, Survey
+from pipeline.dag import STAGES, Dag, Job
 from pipeline.stage import execute
+from pipeline.survey import Survey, survey
 from tests.test_config import CONFIG, grid_file
 
 
@@ -98,27 +99,27 @@ def publish(dag: Dag, job: Job, results: Path, metrics: dict[str, int]) -> None:
 
 def test_what_records_say_is_stale_or_unsettled(tmp_path, monkeypatch):
     dag, results = Dag.load("smoke", grid_file(tmp_path)), tmp_path / "results"
-    assert dag.survey(results) == Survey(frozenset(), frozenset(dag.jobs)), "nothing is made yet"
+    assert survey(dag, results) == Survey(frozenset(), frozenset(dag.jobs)), "nothing is made yet"
     corpora, tokenizer = dag.of("corpus"), dag.of("tokenizer")[0]
     for job in (*corpora, tokenizer):
         publish(dag, job, results, {"n": 1})
-    assert dag.survey(results).stale == set()
-    assert dag.survey(results).unsettled == set(dag.jobs) - {*corpora, tokenizer}
+    assert survey(dag, results).stale == set()
+    assert survey(dag, results).unsettled == set(dag.jobs) - {*corpora, tokenizer}
 
     with monkeypatch.context() as patch:
         patch.setitem(STAGES, "tokenizer", 99)
-        assert Dag.load("smoke", grid_file(tmp_path)).survey(results).stale == {tokenizer}
+        assert survey(Dag.load("smoke", grid_file(tmp_path)), results).stale == {tokenizer}
     record = results / corpora[0].record
     whole = record.read_text()
     record.write_text(whole.replace('"n": 1', '"n": 2'))
-    assert dag.survey(results).stale == {corpora[0], tokenizer}, "not the record that was written"
+    assert survey(dag, results).stale == {corpora[0], tokenizer}, "not the record that was written"
     record.write_text(whole)
 
     shutil.rmtree(results / corpora[0].folder)
-    survey = dag.survey(results)
-    assert survey.stale == set() and {corpora[0], tokenizer} <= survey.unsettled, "tokenizer may have to be made again"
+    found = survey(dag, results)
+    assert found.stale == set() and {corpora[0], tokenizer} <= found.unsettled, "tokenizer may have to be made again"
     publish(dag, corpora[0], results, {"n": 1})
-    assert tokenizer not in dag.survey(results).unsettled, "it came out as it was"
+    assert tokenizer not in survey(dag, results).unsettled, "it came out as it was"
     shutil.rmtree(results / corpora[0].folder)
     publish(dag, corpora[0], results, {"n": 2})
-    assert dag.survey(results).stale == {tokenizer}, "it came out otherwise"
+    assert survey(dag, results).stale == {tokenizer}, "it came out otherwise"

@@ -10,12 +10,13 @@ from pipeline.dag import STATE, Dag, Job
 from pipeline.progress import Progress
 from pipeline.stage import FAILURE
 from pipeline.status import state_of
+from pipeline.survey import survey
 from tests.repository import remove, verb
 
 
 def word(dag: Dag, job: Job, folder: Path) -> tuple[str, str | None]:
     results = folder / "results"
-    state = state_of(dag, dag.survey(results), job, results)
+    state = state_of(dag, survey(dag, results), job, results)
     return state.word, state.line
 
 

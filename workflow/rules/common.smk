@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.layouts import STAGES as LAID_OUT
 from pipeline.layouts import Layout, Layouts
 from pipeline.needs import needs
+from pipeline.survey import survey
 
 unknown = set(config) - {"scale"}
 if unknown:
@@ -38,7 +39,7 @@ SCALE = EXPERIMENT.name
 # An input that is settled is `ancient`, whatever its date; a job whose record is of another identity is given an input
 # that is newer than any record: a file made now, gone when Snakemake ends, and here, where a cluster's nodes see it.
 RESULTS = Path("results")
-SURVEY = EXPERIMENT.survey(RESULTS)
+SURVEY = survey(EXPERIMENT, RESULTS)
 if SURVEY.unsettled and RESULTS.exists() and not os.access(RESULTS, os.W_OK):
     raise WorkflowError(
         f"{RESULTS}: cannot be written; make it writable for this user, or its disk"
