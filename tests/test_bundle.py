@@ -14,6 +14,7 @@ from pipeline.artifact import RECORD
 from pipeline.bundle import MANIFEST, add_parser, bundle, unbundle
 from pipeline.dag import Dag
 from pipeline.errors import PipelineError
+from pipeline.survey import survey
 from tests.test_config import CONFIG
 from tests.test_data import make
 
@@ -59,7 +60,7 @@ def test_a_bundle_lays_out_the_same_files_and_may_be_repeated(packed, tmp_path):
     assert (written, there) == (len(found), 0)
     assert unbundle(tar, tmp_path) == (0, len(found))
     again = Dag.load("smoke", tmp_path / "config" / "grid.yaml")
-    assert again.stale(tmp_path / "results") == set()
+    assert survey(again, tmp_path / "results").stale == set()
     for job in again.fetches:
         assert (tmp_path / "results" / job.record).exists()
 
