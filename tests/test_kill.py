@@ -1,6 +1,7 @@
 """Every stage killed at every place by either signal: one plain command later, all is as if nothing had happened.
 
-`pytest -m slow tests/test_kill.py` runs the whole matrix (some 40 minutes on two cores); one case a stage always runs.
+`pytest -m "slow or not slow" tests/test_kill.py` runs the whole matrix (some 30 minutes on two cores); one case a stage
+always runs.
 """
 
 from pathlib import Path
