@@ -1,6 +1,7 @@
 """What a task is: how a question is put, how an answer reads, and how it is checked."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import eq
@@ -10,7 +11,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(ABC):
     """What all tasks have.
 
     Attributes:
@@ -43,13 +44,13 @@ class Task:
         return "".join(self.prompt(q) + self.continuation(a) + "\n\n" for q, a in examples)
 
     @property
+    @abstractmethod
     def answerable(self) -> bool:
         """Whether a final answer can be read off a model's text, so that it can vote and be rewarded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def extract(self, text: str) -> str | None:
         """The final answer in a model's text, in the form that votes; None if it gives none."""
-        raise NotImplementedError
 
     def correct(self, answer: str, gold: str) -> bool:
         """Whether an extracted answer is the gold one."""

@@ -36,6 +36,10 @@ def killing(function: Callable[..., Any], after: bool = False, when: Callable[..
     return call
 
 
+def in_state(path: Path, *_: Any) -> bool:
+    return "work-" in str(path)
+
+
 def watch(pattern: str) -> None:
     """Kill when the stage has saved for the first time."""
     state = Path("results/.state")
@@ -54,7 +58,6 @@ if f"pipeline.stages.{STAGE}" in sys.orig_argv:
     elif STAGE in ENGINE_STATE:
         threading.Thread(target=watch, args=(ENGINE_STATE[STAGE],), daemon=True).start()
     elif STAGE in CHUNKED:
-        in_state = lambda path, *_: "work-" in str(path)  # noqa: E731
         artifact.write_atomic = killing(artifact.write_atomic, after=True, when=in_state)
     else:  # the line a stage says when its files are written
         stage.Context.say = killing(stage.Context.say)
