@@ -237,7 +237,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
         "source": ("corpus", "benchdata", "tokenize"),
         "point": ("adopt", "pretrain", "convert", "grpo", "benchmark", "decode", "taskloss"),
     }
-    kinds["variant"] = kinds["point"][4:]
+    kinds["variant"] = EVALUATIONS
     for name, stages in kinds.items():
         if stage in stages:
             parser.add_argument(f"--{name}", required=True)

@@ -157,7 +157,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         except (KeyError, TypeError) as error:
             raise PipelineError(
                 f"{_job(record).record}: metrics.results is not a list of task, metric, value, stderr, n ({error}); "
-                f"delete the record and run snakemake again"
+                f"delete the artifact's folder and run snakemake again"
             ) from None
     return [row | {"fingerprint": record.fingerprint} for row in rows]
 

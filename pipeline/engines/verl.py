@@ -237,10 +237,12 @@ def train(
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
-            watch = Watch(folder)
+            watch, logged = Watch(folder), 0
             while (status := child.poll()) is None and not watch.lost():
                 time.sleep(POLL_S)
-                progress(max(read_metrics(work), default=0))
+                if metrics.exists() and (size := metrics.stat().st_size) != logged:
+                    logged = size
+                    progress(max(read_metrics(work), default=0))
     finally:
         end_run(folder)
         signal.signal(signal.SIGTERM, before)
