@@ -257,6 +257,8 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
             raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
         state_root = args.results / STATE / job.folder
         execution = Execution.from_arguments(args)
+        if stage in ON_DEVICE:
+            execution.check_environment()
         prepare_environment(execution, offline=not dag.downloads(stage))
         with notice(), own_devices(execution) if stage in ON_DEVICE else nullcontext():
             record = execute(dag, job, run, args.results, execution)

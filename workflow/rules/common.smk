@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from pipeline.dag import (
     Dag as Experiment,
 )  # Snakefiles share their names with Snakemake itself
 from pipeline.dag import Job as Artifact
+from pipeline.engines.device import Execution
 from pipeline.engines.scheduler import forward_notice
 from pipeline.errors import PipelineError
 from pipeline.layouts import STAGES as LAID_OUT
@@ -49,7 +49,7 @@ if SURVEY.stale:
     Path(".snakemake").mkdir(exist_ok=True)
     NOW = tempfile.NamedTemporaryFile(prefix="now-", dir=".snakemake")
 
-ON_GPU = shutil.which("nvidia-smi") is not None
+ON_GPU = Execution().on_gpu
 
 # For those who run with --software-deployment-method conda. Ignored otherwise.
 ENVIRONMENT = "../envs/cuda.yaml" if ON_GPU else "../envs/cpu.yaml"
