@@ -95,6 +95,11 @@ def unknown_tokens(dag: Dag) -> list[str]:
     return [source for source in dag.datasets if source_tokens(dag, source) is None]
 
 
+def text_bytes(dag: Dag, job: Job) -> float:
+    """Bytes of text that corpus or tokenize reads; 0 for other stages, and where the size is unknown."""
+    return TEXT_BYTES * (source_tokens(dag, job.source) or 0) if job.source and job.stage != "benchdata" else 0.0
+
+
 def disk(dag: Dag, job: Job) -> float:
     """Bytes of a job's artifact; 0 where it is small, or a source's size is unknown."""
     point = dag.points[job.point] if job.point else None

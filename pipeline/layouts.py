@@ -100,6 +100,11 @@ class Layouts:
             raise explain(error, path) from None
         return cls(scales.get(scale, ScaleLayouts()), f"{path}: {scale}")
 
+    @property
+    def laid_out(self) -> bool:
+        """Whether any of the scale's jobs has more than one process."""
+        return any(layout.gpus > 1 for layout in (*self._default.values(), *self._points.values()))
+
     def of(self, point: str, stage: str) -> Layout:
         """The layout of a stage's job for a point."""
         return self._points.get((stage, point), self._default[stage])

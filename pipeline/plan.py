@@ -12,7 +12,12 @@ prediction uses the records of the others.
 Estimates, not measurements: FLOPs of evaluations are 2 x active parameters x tokens, where the tokens of an item are
 assumed (pipeline/costs.py); GRPO takes every answer at its greatest length; both are taken to reach a quarter of --mfu.
 
-Ends with 1 if a layout cannot fit the GPU's memory, or if what remains is above --budget-gpu-hours.
+A scale that was run on CPUs, or that neither config/layouts.yaml lays out for GPUs nor this machine has one for, is
+planned for the CPUs of this machine (--gpu says otherwise): time of one process for each stage, from stated times
+(pipeline/cpu.py) or as the records have it, and until when this machine's cores will have done it.
+
+Ends with 1 if a job cannot fit into memory, or if what remains is above --budget-gpu-hours (on CPUs: hours of
+processes).
 """
 
 import argparse
@@ -20,78 +25,106 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline import costs
+from pipeline import costs, cpu
 from pipeline.cli import add_common
 from pipeline.dag import Dag
-from pipeline.forecast import COMPUTING, CPU, SERVING, Cost, Plan, make, rates
+from pipeline.forecast import COMPUTING, CPU, SERVING, Cost, Plan, device_of, make, paces, rates
 from pipeline.layouts import Layouts
 from pipeline.memory import GB, GPUS
+from pipeline.status import duration
 
 
 def table(plan: Plan) -> list[str]:
     """The plan for people: a row a point, totals, predicted against actual, refusals."""
     stages = [stage for stage in COMPUTING if any(cost.job.stage == stage for cost in plan.jobs)]
-    unit = "process-hours" if plan.device == CPU else "GPU-hours"
-    head = ["point", "total", "active", "TPP", "FLOPs", "layout", "GB/GPU", *stages, "disk GB", "remains"]
+    head = ["point", "total", "active", "TPP", "FLOPs", "layout", "GB/GPU", *stages, "disk", "remains"]
+    if plan.on_cpu:
+        head[5:7] = ["processes", "memory"]
     rows = []
     for name, point in plan.dag.points.items():
         own = plan.of_point(name)
         pretrain = next((cost for cost in own if cost.job.stage == "pretrain"), None)
-        hours = [_hours([cost for cost in own if cost.job.stage == stage]) for stage in stages]
+        hours = [_hours(plan, [cost for cost in own if cost.job.stage == stage]) for stage in stages]
         left = list(dict.fromkeys(cost.job.stage for cost in own if cost.remains))
         every = len(left) == len({cost.job.stage for cost in own})
         figures = [f"{point.total_params:,}", f"{point.active_params:,}", f"{point.tokens_per_param:.1f}"]
         if pretrain is None:  # adopted
             figures += ["-", "-", "-"]
         else:
-            figures += [f"{pretrain.flops:.2e}", str(pretrain.layout), f"{pretrain.memory / GB:.1f}"]
-        disk = f"{sum(cost.disk for cost in own) / GB:,.1f}"
+            needs = _size(max(cost.memory for cost in own)) if plan.on_cpu else f"{pretrain.memory / GB:.1f}"
+            figures += [f"{pretrain.flops:.2e}", str(pretrain.layout), needs]
+        disk = _size(sum(cost.disk for cost in own))
         rows.append([name, *figures, *hours, disk, "everything" if every else " ".join(left) or "nothing"])
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    left_aligned = {0, head.index("layout"), len(head) - 1}
-    lines = [f"{plan.dag.scale.title}: {len(rows)} points; {unit} on {plan.device}, by stage"]
+    left_aligned = {0, 5, len(head) - 1}
+    what = "time of one process on this machine's CPUs" if plan.on_cpu else f"GPU-hours on {plan.device}"
+    lines = [f"{plan.dag.scale.title}: {len(rows)} points; {what}, by stage"]
     for row in [head, *rows]:
         cells = [
             c.ljust(w) if i in left_aligned else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
-    return [*lines, "", *totals(plan, stages, unit), *calibration(plan, unit), *plan.refusals]
+    return [*lines, "", *totals(plan, stages), *calibration(plan), *plan.refusals]
 
 
-def _hours(found: list[Cost]) -> str:
+def _hours(plan: Plan, found: list[Cost]) -> str:
+    """What jobs take together: a duration on CPUs, else a number of GPU-hours."""
     if not found:
         return "-"
-    hours = [cost.predicted_h for cost in found]
-    return "?" if None in hours else _figure(sum(h for h in hours if h is not None))
+    hours = sum(cost.predicted_h for cost in found)
+    return duration(hours * 3600) if plan.on_cpu else _figure(hours)
+
+
+def _time(plan: Plan, hours: float) -> str:
+    return duration(hours * 3600) if plan.on_cpu else f"{hours:.3g} GPU-hours"
 
 
 def _figure(hours: float) -> str:
+    if 0 < hours < 0.01:
+        return "<0.01"
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
-def totals(plan: Plan, stages: list[str], unit: str) -> list[str]:
+def _size(count: float) -> str:
+    """Bytes, as people say them."""
+    if not count:
+        return "nothing"
+    return f"{count / GB:,.1f} GB" if count >= GB / 10 else f"{count / 1e6:,.1f} MB"
+
+
+def totals(plan: Plan, stages: list[str]) -> list[str]:
     """What remains, by stage and altogether."""
     left = [cost for cost in plan.jobs if cost.remains]
+    unit = "" if plan.on_cpu else " GPU-hours"
     lines = []
     for stage in stages:
         found = [cost for cost in left if cost.job.stage == stage]
         if found:
-            flops = sum(cost.flops for cost in found)
-            lines.append(
-                f"{stage}: {len(found)} of {len(plan.dag.of(stage))} jobs, {flops:.3g} FLOPs, {_hours(found)} {unit}"
-            )
-    kept, held = (sum(cost.disk for cost in some) / GB for some in (plan.jobs, [c for c in plan.jobs if not c.remains]))
-    state = max((costs.state_bytes(plan.dag, cost.job) for cost in left), default=0.0) / GB
-    hours = "?" if plan.remaining_h is None else _figure(plan.remaining_h)
-    lines.append(f"remaining: {len(left)} jobs, {hours} {unit}")
+            flops, of = sum(cost.flops for cost in found), len(plan.dag.of(stage))
+            lines.append(f"{stage}: {len(found)} of {of} jobs, {flops:.3g} FLOPs, {_hours(plan, found)}{unit}")
+    light = [cost for cost in left if cost.job.stage not in COMPUTING]
+    if light and plan.on_cpu:
+        lines.append(f"all others: {len(light)} jobs, {_hours(plan, light)}")
+    kept, held = (sum(cost.disk for cost in some) for some in (plan.jobs, [c for c in plan.jobs if not c.remains]))
+    state = max((costs.state_bytes(plan.dag, cost.job) for cost in left), default=0.0)
+    lines.append(f"remaining: {len(left)} jobs, {_hours(plan, left) if left else 'nothing'}{unit if left else ''}")
+    if left and plan.on_cpu:
+        lines[-1] += (
+            f" of one process: {duration(plan.elapsed_h * 3600)} with --cores {cpu.cores()}, what this machine has"
+        )
     lines.append(
-        f"disk: {kept:,.1f} GB when all is done, of which {held:,.1f} GB are there; and while the largest job runs, "
-        f"its saves: {state:,.1f} GB"
+        f"disk: {_size(kept)} when all is done, of which {_size(held)} is there; and while the largest job runs, "
+        f"for its saves {_size(state)}"
     )
     if unknown := costs.unknown_tokens(plan.dag):
         named = ", ".join(unknown[:3]) + f" and {len(unknown) - 3} more" * (len(unknown) > 3)
         lines.append(f"disk is without text and tokens of sources whose size is not in the registry: {named}")
-    if plan.device != CPU:
+    if plan.on_cpu:
+        lines.append(
+            "time: stated, from small models on two cores (docs/VALIDATION.md); stages with records: as long as those "
+            f"took; --gpu {', '.join(GPUS)} plans for GPUs"
+        )
+    else:
         lines.append(
             f"MFU of pre-training: {plan.mfu:g} of {GPUS[plan.device].flops / 1e12:g} TFLOP/s, stated; other stages: "
             f"{plan.mfu * SERVING:g}, assumed. Stages with records: the rate they reached"
@@ -99,28 +132,30 @@ def totals(plan: Plan, stages: list[str], unit: str) -> list[str]:
     return lines
 
 
-def calibration(plan: Plan, unit: str) -> list[str]:
+def calibration(plan: Plan) -> list[str]:
     """Predicted against actual, for the stages that have records on this kind of device."""
     lines = []
     for stage in COMPUTING:
         found = [cost for cost in plan.jobs if cost.job.stage == stage and cost.actual_h]
         if not found:
             continue
-        rate = rates(found)[stage]
-        mfu = f", MFU {rate / GPUS[plan.device].flops:.1%}" if plan.device in GPUS else ""
-        lines.append(f"{stage}: {rate:.3g} FLOP/s a process by {len(found)} records{mfu}")
+        if plan.on_cpu:
+            lines.append(f"{stage}: {paces(plan.dag, found)[stage]:.2f} times the stated time by {len(found)} records")
+        else:
+            rate = rates(found)[stage]
+            mfu = rate / GPUS[plan.device].flops
+            lines.append(f"{stage}: {rate:.3g} FLOP/s a GPU by {len(found)} records, MFU {mfu:.1%}")
         for cost in found:
-            if cost.predicted_h is None or cost.actual_h is None:
-                lines.append(f"  {cost.job.label}: actual {cost.actual_h:.3g} {unit}; nothing to predict it from")
-            else:
-                error = cost.predicted_h / cost.actual_h - 1
-                figures = f"predicted {cost.predicted_h:.3g}, actual {cost.actual_h:.3g} {unit} ({error:+.0%})"
-                lines.append(f"  {cost.job.label}: {figures}")
+            assert cost.actual_h
+            predicted, actual = (_time(plan, hours) for hours in (cost.predicted_h, cost.actual_h))
+            error = cost.predicted_h / cost.actual_h - 1
+            lines.append(f"  {cost.job.label}: predicted {predicted}, actual {actual} ({error:+.0%})")
     return lines
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """The plan as data."""
+    """The plan as data. Hours are `gpu_hours`, or on CPUs `cpu_hours`, those of processes."""
+    unit = "cpu_hours" if plan.on_cpu else "gpu_hours"
     points = {
         name: {
             "total_params": point.total_params,
@@ -128,7 +163,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "tokens": point.tokens,
             "tokens_per_param": point.tokens_per_param,
             "micro_batch": point.pretrain.micro_batch,
-            "jobs": [cost.describe() for cost in plan.of_point(name)],
+            "jobs": [cost.describe(unit) for cost in plan.of_point(name)],
         }
         for name, point in plan.dag.points.items()
     }
@@ -136,10 +171,12 @@ def describe(plan: Plan) -> dict[str, Any]:
     total = {
         "jobs": len(left),
         "flops": sum(cost.flops for cost in left),
-        "gpu_hours": plan.remaining_h,
+        unit: plan.remaining_h,
         "disk_gb": sum(cost.disk for cost in plan.jobs) / GB,
     }
-    data = [cost.describe() for cost in plan.jobs if cost.job.point is None]
+    if plan.on_cpu:
+        total |= {"elapsed_hours": plan.elapsed_h, "cores": cpu.cores()}
+    data = [cost.describe(unit) for cost in plan.jobs if cost.job.point is None]
     said = {"scale": plan.dag.name, "device": plan.device, "mfu": plan.mfu}
     return said | {"points": points, "data": data, "remaining": total, "refusals": plan.refusals}
 
@@ -148,11 +185,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; 1 if it cannot be carried out."""
     dag = Dag.load(args.scale, args.config)
     layouts = Layouts.load(dag.name, Path(args.config).with_name("layouts.yaml"))
-    plan = make(dag, layouts, args.results, args.gpu, args.mfu)
+    plan = make(dag, layouts, args.results, args.gpu or device_of(dag, layouts, args.results), args.mfu)
     budget, hours = args.budget_gpu_hours, plan.remaining_h
-    if budget is not None and (hours is None or hours > budget):
-        found = "unknown" if hours is None else f"{hours:,.0f} GPU-hours"
-        plan.refusals.append(f"what remains is {found}, above --budget-gpu-hours {budget:g}")
+    if budget is not None and hours > budget:
+        unit = "hours of CPU processes" if plan.on_cpu else "GPU-hours"
+        plan.refusals.append(f"what remains is {_figure(hours)} {unit}, above --budget-gpu-hours {budget:g}")
     print(json.dumps(describe(plan), indent=2) if args.json else "\n".join(table(plan)))
     return 1 if plan.refusals else 0
 
@@ -161,11 +198,17 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     """Add the verb to the command line."""
     parser = verbs.add_parser("plan", help="cost of a scale, and what of it remains", description=__doc__)
     add_common(parser)
-    parser.add_argument("--gpu", default="h200", choices=[*GPUS, CPU], help="kind of device (default: %(default)s)")
+    parser.add_argument(
+        "--gpu",
+        choices=[*GPUS, CPU],
+        help="kind of device (default: that of the scale's records; h200 for scales of GPUs)",
+    )
     parser.add_argument(
         "--mfu", default=0.4, type=_share, help="share of the GPU's peak (default: %(default)s, a guess)"
     )
-    parser.add_argument("--budget-gpu-hours", type=float, help="end with 1 if what remains takes more")
+    parser.add_argument(
+        "--budget-gpu-hours", type=float, help="end with 1 if what remains takes more (CPUs: hours of processes)"
+    )
     parser.add_argument("--json", action="store_true", help="all figures, a job each, as JSON")
     parser.set_defaults(func=run)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import __main__ as command_line
-from pipeline import artifact
+from pipeline import artifact, costs, cpu
 from pipeline.artifact import Record
 from pipeline.config import load_grid
 from pipeline.dag import Dag, Job
@@ -107,16 +107,98 @@ def test_records_calibrate_and_predicted_stands_beside_actual(tmp_path, capsys, 
     """The second job runs at half the first's speed, so it is predicted from the first in half its time."""
     dag = Dag.load("mini", CONFIG / "grid.yaml")
     first, second, third, *_ = dag.of("pretrain")
-    finished(dag, first, tmp_path, "cpu", 2e9)
-    finished(dag, second, tmp_path, "cpu", 1e9)
-    arguments = ("--scale", "mini", "--results", tmp_path, "--gpu", "cpu")
+    for job, speed in ((first, 2e12), (second, 1e12)):
+        finished(dag, job, tmp_path, "cuda", speed, hardware={"gpu": "NVIDIA H100 80GB HBM3"})
+    arguments = ("--scale", "mini", "--results", tmp_path, "--gpu", "h100")
     text = plan(capsys, monkeypatch, *arguments)[1]
-    assert "pretrain: 1.5e+09 FLOP/s a process by 2 records" in text
+    assert "pretrain: 1.5e+12 FLOP/s a GPU by 2 records" in text
     assert f"  {second.label}: predicted" in text and "(-50%)" in text and "(+100%)" in text
     planned = json.loads(plan(capsys, monkeypatch, *arguments, "--json")[1])
     (job,) = (job for job in planned["points"][third.point]["jobs"] if job["stage"] == "pretrain")
-    assert job["gpu_hours"] == pytest.approx(job["flops"] / 1.5e9 / 3600)
-    assert planned["remaining"]["gpu_hours"] is None, "no rate is known of the other stages on this device"
+    assert job["gpu_hours"] == pytest.approx(job["flops"] / 1.5e12 / 3600)
+
+
+# ------------------------------------------------------------------------------------------------------- on CPUs
+
+
+def hours_of(planned: dict[str, Any], point: str | None, stage: str) -> float:
+    (job,) = (job for job in planned["points"][point]["jobs"] if job["stage"] == stage)
+    return job["cpu_hours"]
+
+
+@pytest.mark.parametrize(("scale", "least", "most"), [("mini", 600, 900), ("smoke", 120, 300)])
+def test_a_small_scale_is_planned_in_minutes_of_this_machine(scale, least, most, tmp_path, capsys, monkeypatch):
+    """Without records. docs/VALIDATION.md: 11 min 51 s and 3 min 24 s on two cores."""
+    monkeypatch.setattr("pipeline.cpu.cores", lambda: 2)
+    arguments = ("--scale", scale, "--results", tmp_path)
+    status, text = plan(capsys, monkeypatch, *arguments)
+    assert status == 0 and re.search(
+        r"^remaining: \d+ jobs, \d+ min of one process: \d+ min with --cores 2", text, re.M
+    )
+    assert "GPU-hours" not in text and "e-0" not in text and "?" not in text and "MFU" not in text
+    total = json.loads(plan(capsys, monkeypatch, *arguments, "--json")[1])["remaining"]
+    assert least < total["elapsed_hours"] * 3600 < most
+    assert total["elapsed_hours"] < total["cpu_hours"] < 2 * total["elapsed_hours"], "two processes at a time"
+
+
+def test_records_of_cpus_make_the_plan_one_for_cpus_and_pace_it(tmp_path, capsys, monkeypatch):
+    """Pre-training took twice the stated time, so it is planned with that; other stages stay as they are stated."""
+    dag = Dag.load("mini", CONFIG / "grid.yaml")
+    first, second, third, *_ = dag.of("pretrain")
+    arguments = ("--scale", "mini", "--results", tmp_path)
+    before = json.loads(plan(capsys, monkeypatch, *arguments, "--json")[1])
+    seconds = hours_of(before, first.point, "pretrain") * 3600
+    for job in (first, second):
+        point = dag.points[job.point]
+        work = costs.flops(dag.scale, point, "pretrain")
+        finished(dag, job, tmp_path, "cpu", work / (2 * seconds - cpu.STATED["pretrain"][0]))
+    monkeypatch.setattr("pipeline.forecast.gpus_here", lambda: ("GPU 0: NVIDIA H100",))  # for other scales
+    text = plan(capsys, monkeypatch, *arguments)[1]
+    assert "pretrain: 2.00 times the stated time by 2 records" in text and text.count("(+0%)") == 2
+    after = json.loads(plan(capsys, monkeypatch, *arguments, "--json")[1])
+    assert hours_of(after, third.point, "pretrain") == pytest.approx(2 * seconds / 3600)
+    assert hours_of(after, third.point, "decode") == hours_of(before, third.point, "decode")
+
+
+@pytest.mark.parametrize(
+    ("scale", "gpus", "device"),
+    [
+        ("mini", (), "cpu"),
+        ("mini", ("GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-1)",), "a100"),
+        ("mini", ("GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-1)",), "h200"),
+        ("math", (), "h200"),
+        ("math-released", ("GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)",), "h200"),
+    ],
+)
+def test_the_device_is_what_the_scale_would_run_on(scale, gpus, device, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.forecast.gpus_here", lambda: gpus)
+    assert (
+        json.loads(plan(capsys, monkeypatch, "--scale", scale, "--results", tmp_path, "--json")[1])["device"] == device
+    )
+
+
+def test_elapsed_time_is_that_of_the_longest_chain_or_of_the_cores():
+    dag = Dag.load("smoke", CONFIG / "grid.yaml")
+    hours = {job: 1.0 for job in dag.jobs}
+    chain = 10  # corpus, tokenizer, tokenize, pretrain, convert, grpo, an evaluation, table, figures, report
+    assert cpu.elapsed_hours(dag, hours, 1) == len(dag.jobs)
+    assert cpu.elapsed_hours(dag, hours, 100) == chain
+    assert chain < cpu.elapsed_hours(dag, hours, 2) < len(dag.jobs)
+    assert cpu.elapsed_hours(dag, {}, 2) == 0
+    assert cpu.elapsed_hours(dag, {job: 1.0 for job in dag.of("report")}, 2) == 1, "what it reads is there"
+
+
+def test_a_model_beyond_the_machines_memory_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.cpu.memory_bytes", lambda: 4e9)
+    status, text = plan(capsys, monkeypatch, "--scale", "mini", "--results", tmp_path)
+    assert status == 1 and re.search(r"grpo \S+: needs 6 GB of memory, and this machine has 4 GB", text)
+
+
+def test_a_budget_on_cpus_is_in_hours_of_processes(tmp_path, capsys, monkeypatch):
+    arguments = ("--scale", "mini", "--results", tmp_path, "--budget-gpu-hours")
+    assert plan(capsys, monkeypatch, *arguments, 1)[0] == 0
+    status, text = plan(capsys, monkeypatch, *arguments, 0.1)
+    assert status == 1 and "hours of CPU processes, above --budget-gpu-hours 0.1" in text
 
 
 def test_records_of_another_kind_of_device_calibrate_nothing(tmp_path, capsys, monkeypatch):
