@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.config import DTYPES, Decode
 from pipeline.engines import vllm as engine
 from pipeline.engines.device import Execution, prepare_environment
+from pipeline.quiet import quietly
 from pipeline.registry import GeneratedSums
 from pipeline.tasks import TASKS
 from pipeline.tasks.generate import sum_items
@@ -63,6 +64,7 @@ def measure(name: str, draw: Callable[[], int]) -> None:
     print(f"{name:13} {tokens} tokens: {tokens / wall:8,.0f} a second {tokens / cpu:8,.0f} a CPU second", flush=True)
 
 
+@quietly()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from pipeline.dag import Dag
+from pipeline.quiet import quietly
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +30,7 @@ def cost(command: list[str]) -> tuple[float, float]:
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
+@quietly()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", nargs="+", default=["smoke", "math"])

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.dag import Dag
 from pipeline.engines.device import Execution, prepare_environment
 from pipeline.grid import Point
+from pipeline.quiet import quietly
 
 WARM_UP = 5
 
@@ -90,6 +91,7 @@ def transformers_step(point: Point, device: Any, dtype: Any, data: list[dict]) -
     return step
 
 
+@quietly()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="mini", help="a scale of config/grid.yaml (default: %(default)s)")

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from pipeline.quiet import quietly
 from pipeline.sandbox import run_many, run_python, workers_here
 
 PROGRAM = "def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5\n"
@@ -42,6 +43,7 @@ def measure(name: str, programs: int, run: Callable[[], object]) -> None:
     print(f"{name:28} {1000 * wall / programs:7.1f} ms {1000 * cpu / programs:7.1f} CPU ms a program", flush=True)
 
 
+@quietly()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=500)

@@ -25,6 +25,7 @@ import yaml
 
 from pipeline.dag import Dag, Job
 from pipeline.engines.device import Execution, prepare_environment
+from pipeline.quiet import quietly
 from pipeline.stage import execute
 
 WAYS = ("corpus", "tokenize", "megatron", "datasets")
@@ -123,6 +124,7 @@ def run_one(way: str, folder: Path, model: Path) -> None:
     print("MEASURED", cpu, (peak - before) / 1024, peak / 1024)
 
 
+@quietly()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a SentencePiece unigram .model with </s>")

@@ -3,17 +3,18 @@
 import argparse
 import sys
 
-from pipeline import bundle, plan, status, verify, why
 from pipeline.errors import PipelineError
+from pipeline.quiet import quietly
 
-VERBS = (plan, status, why, verify, bundle)
 
-
+@quietly()
 def main() -> None:
     """Run one verb; 1 for anything the user can mend."""
+    from pipeline import bundle, plan, status, verify, why  # here, so that Ctrl-C meanwhile is quiet too
+
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for verb in VERBS:
+    for verb in (plan, status, why, verify, bundle):
         verb.add_parser(verbs)
     args = parser.parse_args()
     try:

@@ -4,6 +4,7 @@ An artifact is a folder with a `record.json`, written last. Snakemake knows only
 through it. A stage works in a state folder that Snakemake does not know (Snakemake deletes outputs of failed jobs).
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,6 +22,7 @@ from pipeline.errors import PipelineError
 
 RECORD = "record.json"
 RECORD_COPY = ".record.json"  # Snakemake deletes declared outputs of jobs it thinks incomplete; this one it cannot see
+INCOMING = ".new.tmp"  # folder inside an artifact's: what is about to be published
 FULL_CHECK_BYTES = 256 << 20  # inputs up to this size are re-hashed when read; larger ones only measured
 
 
@@ -230,24 +232,45 @@ def _published(folder: Path) -> set[str]:
     return set()
 
 
+def _bring(made: Path, folder: Path) -> Path:
+    """Move `made` into `folder` as `INCOMING`, and flush it. From another file system it is copied.
+
+    A scale's or a point's folder may be a link or a mount, so that the state folder is on another file system.
+    """
+    incoming = folder / INCOMING
+    shutil.rmtree(incoming, ignore_errors=True)  # of a publication that was killed
+    try:
+        made.replace(incoming)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        try:
+            shutil.copytree(made, incoming)
+        except BaseException:
+            shutil.rmtree(incoming, ignore_errors=True)  # a full disk should not stay so
+            raise
+    fsync_tree(incoming)
+    return incoming
+
+
 def publish(made: Path, folder: Path, record: Record) -> None:
     """Move the files of `made` into `folder`, replacing what was there, and write the record last.
 
     Killed at any moment, either the old record is gone and the stage runs again, or the new one is there and complete.
-    `made` must be on the file system of `folder`.
     """
-    fsync_tree(made)
     folder.mkdir(parents=True, exist_ok=True)
+    made = _bring(made, folder)
     before = _published(folder)
     (folder / RECORD).unlink(missing_ok=True)
     (folder / RECORD_COPY).unlink(missing_ok=True)
     for name in before | {entry.name for entry in made.iterdir()}:  # never a file that no record ever listed
         path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for torn in folder.glob(".*.tmp"):  # of a write_atomic that was killed
-        torn.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     for entry in made.iterdir():
         entry.replace(folder / entry.name)
+    made.rmdir()
+    for torn in folder.glob(".*.tmp"):  # of a write_atomic that was killed
+        torn.unlink()
     fsync_tree(folder)
     write_record(folder, record)
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import PipelineError
+from pipeline.quiet import quietly
 from pipeline.registry import Sources, load_sources
 from pipeline.strict import (
     Commit,
@@ -346,6 +347,7 @@ def schemas() -> dict[str, str]:
     }
 
 
+@quietly()
 def main() -> None:
     """`python -m pipeline.config`: check the configuration; `--schema` rewrites the JSON schemas."""
     parser = argparse.ArgumentParser(description=main.__doc__)

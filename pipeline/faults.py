@@ -1,14 +1,32 @@
 """What the machine does to a stage, said so that a user knows what to do: full disks, lost processes, no memory."""
 
 import errno
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from pipeline.errors import PipelineError
 
 SAME = "nothing published was touched; the same command continues"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TIGHT_MB = 64  # less than any checkpoint worth saving
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def check_folders(results: Path, folders: Iterable[Path]) -> None:
+    """Look whether all of the folders, relative to `results`, can be made and written; each may be a link or a mount.
+
+    Raises:
+        PipelineError: one cannot, with the way out.
+    """
+    for folder in sorted({results / part for one in folders for part in (one, *one.parents)}):
+        if folder.is_symlink() and not folder.exists():
+            raise PipelineError(f"{folder}: a link to {folder.readlink()}, which is not there; mount it or remove it")
+        if folder.exists() and not folder.is_dir():
+            raise PipelineError(f"{folder}: not a folder; move it away")
+        if folder.exists() and not os.access(folder, os.W_OK):
+            raise PipelineError(f"{folder}: cannot be written; make it writable for this user, or its disk")
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -28,6 +28,7 @@ from pipeline.engines.slots import own_devices
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
 from pipeline.progress import PROGRESS, Progress
+from pipeline.quiet import quietly, reader_is_gone
 
 JOB = "MOE_SPARSITY_JOB"  # environment variable by which the processes of a job are known
 FAILURE = "failure.json"  # the last error of a job; gone when it succeeds
@@ -225,6 +226,7 @@ def _note_failure(state_root: Path, message: str) -> None:
         pass  # the disk is what failed; the log has the message
 
 
+@quietly()
 def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) -> None:
     """The command line of a stage: `python -m pipeline.stages.<stage> --scale S [--point P] ...`."""
     parser = argparse.ArgumentParser(
@@ -256,6 +258,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
             known = ", ".join(sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(stage)}))
             raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
         state_root = args.results / STATE / job.folder
+        faults.check_folders(args.results, [job.folder, STATE / job.folder])
         execution = Execution.from_arguments(args)
         if stage in ON_DEVICE:
             execution.check_environment()
@@ -265,6 +268,8 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # PyTorch's CheckpointException is no Exception
+        if isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout):
+            raise
         message = str(error) if isinstance(error, PipelineError) else faults.explain(error, args.results)
         if not isinstance(error, PipelineError):
             traceback.print_exc()

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def running(job: Job, root: Path) -> State:
     share = told["done"] / told["total"] if told["total"] else 0.0
     rate, left = told["rate"], told["total"] - told["done"]
     end = f", {duration(left / rate)} to go" if rate > 0 else ""
-    silent = time.time() - told["time"]
+    silent = progress.silent_s(root)
     quiet = f", silent for {duration(silent)}" if silent > 60 else ""
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
     far = f"{told['done']:,.0f} of {told['total']:,.0f} {told['unit']}"

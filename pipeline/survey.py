@@ -26,7 +26,7 @@ def survey(dag: Dag, results: Path) -> Survey:
     for job in dag.jobs:
         try:
             record = Record.parse((results / job.record).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except ValueError:
             found[job] = None  # not a record

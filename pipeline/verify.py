@@ -7,6 +7,7 @@ comes out differently.
 
 import argparse
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,7 +80,7 @@ def set_aside(folder: Path, record: Record | None, findings: list[Finding], to: 
     for name in sorted(moved):
         if (folder / name).exists():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).replace(to / name)
+            shutil.move(folder / name, to / name)  # it may be on another file system
     to.mkdir(parents=True, exist_ok=True)
     artifact.write_atomic(to / "findings.json", json.dumps([asdict(f) for f in findings], indent=1) + "\n")
     if record is not None and not damaged:

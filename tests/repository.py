@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,16 @@ def copy_repository(to: Path) -> None:
             shutil.copyfile(ROOT / name, to / name)
 
 
+def default_signals() -> None:
+    """In a child before its program begins (`preexec_fn`): no signal is ignored or blocked, as in a terminal.
+
+    Both are inherited, and a shell lets its background jobs ignore SIGINT.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def launch(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start `snakemake --config scale=smoke` in a process group of its own."""
     command = [str(SNAKEMAKE), "--cores", "2", "--nocolor", *arguments, "--config", "scale=smoke"]
@@ -35,7 +46,14 @@ def launch(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> 
     environment = os.environ | PLANTED | {"PYTHONPATH": str(folder)} | (env or {})
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, cwd=folder, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        command,
+        cwd=folder,
+        stdout=pipe,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=default_signals,
     )
 
 

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline.quiet import quietly
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 GPUS = 8
 CONFIGURATION = """
@@ -151,6 +153,7 @@ class Slurm:
                 daemon.kill()
 
 
+@quietly()
 def main() -> int:
     if lacking := missing():
         print(f"error: a test Slurm needs {', '.join(lacking)} (Debian packages slurm-wlm and munge, run as root)")

@@ -52,7 +52,8 @@ def requests(pbs: dict[str, str]) -> dict[str, str]:
 
 
 def test_stages_run_as_pbs_jobs_and_ask_for_what_they_need(repository: Path, pbs: dict[str, str]) -> None:
-    done = snakemake(repository, *PBS, *CHEAP, env=pbs)
+    """On nodes with clocks of their own (tests/clock)."""
+    done = snakemake(repository, *PBS, *CHEAP, env=pbs | {"PYTHONPATH": f"{ROOT / 'tests' / 'clock'}:{repository}"})
     assert done.returncode == 0, done.stdout
     dag = Dag.load("smoke", repository / "config" / "grid.yaml")
     for stage in ("corpus", *CHEAP):
@@ -64,6 +65,7 @@ def test_stages_run_as_pbs_jobs_and_ask_for_what_they_need(repository: Path, pbs
         assert re.search(
             r"-l select=1:ncpus=[12]:mpiprocs=1:mem=(2000|16000)mb -l walltime=\d\d:00:00 -r y", request
         ), request
+    assert "Nothing to be done" in snakemake(repository, *PBS, *CHEAP, env=pbs).stdout
 
 
 def test_a_failed_pbs_job_is_tried_again_and_then_reported(repository: Path, pbs: dict[str, str]) -> None:
@@ -106,6 +108,18 @@ def test_a_pbs_jobs_status_is_what_its_own_file_or_pbs_says(
     command = [ROOT / "profiles" / "pbs" / "status", "7.fake"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | pbs, capture_output=True, text=True)
     assert done.stdout == f"{answer}\n"
+
+
+def test_what_qstat_said_long_ago_does_not_count_whatever_its_file_is_dated(
+    pbs: dict[str, str], tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs" / "pbs"
+    logs.mkdir(parents=True)
+    (logs / "queue").write_text("1000000000\n7.fake-server  job  user  00:00:00 R batch\n")
+    os.utime(logs / "queue", (0, time.time() + 86400))
+    command = [ROOT / "profiles" / "pbs" / "status", "7.fake"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | pbs, capture_output=True, text=True)
+    assert done.stdout == "failed\n", "it is not known any more, and left no status"
 
 
 def test_a_pbs_job_over_several_nodes_asks_for_one_process_a_node(pbs: dict[str, str], tmp_path: Path) -> None:

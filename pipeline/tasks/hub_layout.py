@@ -35,6 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
+from pipeline.quiet import quietly
 from pipeline.tasks.plus_tests import plus_test
 from pipeline.tasks.task import Row
 
@@ -194,6 +195,7 @@ def lay_out(source: Path, out: Path) -> list[str]:
     return found
 
 
+@quietly()
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(

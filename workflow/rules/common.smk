@@ -1,21 +1,22 @@
 """What the rules share: the DAG of the chosen scale, and how a rule asks it for inputs and identity."""
 
-import os
 import re
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 
+from snakemake.dag import DAG
 from snakemake.exceptions import WorkflowError
 
 from pipeline.dag import (
     Dag as Experiment,
 )  # Snakefiles share their names with Snakemake itself
+from pipeline.dag import STATE
 from pipeline.dag import Job as Artifact
 from pipeline.engines.device import Execution
 from pipeline.engines.scheduler import forward_notice
 from pipeline.errors import PipelineError
+from pipeline.faults import check_folders
 from pipeline.layouts import STAGES as LAID_OUT
 from pipeline.layouts import Layout, Layouts
 from pipeline.needs import needs
@@ -27,27 +28,40 @@ if unknown:
         f"--config {', '.join(sorted(unknown))}: not known; the one key is `scale`"
     )
 
+RESULTS = Path("results")
 try:
     EXPERIMENT = Experiment.load(config.get("scale"))
     LAYOUTS = Layouts.load(EXPERIMENT.name)
     LAYOUTS.check(EXPERIMENT.points)
+    SURVEY = survey(EXPERIMENT, RESULTS)
+    for root in (Path(), Path(STATE)):
+        check_folders(RESULTS, [root / one.folder for one in SURVEY.unsettled])
 except PipelineError as error:
     raise WorkflowError(str(error)) from None
 SCALE = EXPERIMENT.name
 
-# Records decide what runs, not dates and not Snakemake's notes: artifacts may be made by hand, copied, or set aside.
-# An input that is settled is `ancient`, whatever its date; a job whose record is of another identity is given an input
-# that is newer than any record: a file made now, gone when Snakemake ends, and here, where a cluster's nodes see it.
-RESULTS = Path("results")
-SURVEY = survey(EXPERIMENT, RESULTS)
-if SURVEY.unsettled and RESULTS.exists() and not os.access(RESULTS, os.W_OK):
-    raise WorkflowError(
-        f"{RESULTS}: cannot be written; make it writable for this user, or its disk"
-    )
-NOW = None
-if SURVEY.stale:
-    Path(".snakemake").mkdir(exist_ok=True)
-    NOW = tempfile.NamedTemporaryFile(prefix="now-", dir=".snakemake")
+# Records decide what runs, not dates and not Snakemake's notes: artifacts may be made by hand, copied, or set aside, and
+# the clocks of nodes, file servers and other machines may be off by hours. For Snakemake, the inputs of a settled job are
+# `ancient`; all other jobs are forced, in place of those that its notes call incomplete; and it does not look whether
+# an output is dated before an input, for which it would fail a job that was done.
+async def force_unsettled(self):
+    """In place of DAG.check_incomplete.
+
+    Jobs with notes wait until nothing else is to be done: Snakemake forgets jobs that come after a forced one and a
+    settled one. They have published, and are run again to tidy up.
+    """
+    if not SURVEY.unsettled:
+        return await check_incomplete(self)
+    there = (one.record for one in SURVEY.unsettled if (RESULTS / one.record).exists())
+    self.forcefiles.update(f"results/{record}" for record in there)
+
+
+async def accept_any_date(self, job, expanded_output):
+    """In place of DAG.check_output_mtime."""
+
+
+check_incomplete = DAG.check_incomplete
+DAG.check_incomplete, DAG.check_output_mtime = force_unsettled, accept_any_date
 
 ON_GPU = Execution().on_gpu
 
@@ -86,26 +100,18 @@ def artifact(stage, wildcards):
     return Artifact(stage, SCALE, **dict(wildcards.items()))
 
 
-def records(jobs):
-    """Paths of the jobs' records; settled ones are no reason to run what reads them."""
-    paths = {one: f"results/{one.record}" for one in jobs}
-    return [
-        path if one in SURVEY.unsettled else ancient(path)
-        for one, path in paths.items()
-    ]
+def records(jobs, settled=False):
+    """Paths of the jobs' records. Nothing about them is a reason to run for a reader that is `settled`."""
+    paths = [f"results/{one.record}" for one in jobs]
+    return [ancient(path) for path in paths] if settled else paths
 
 
 def inputs_of(stage):
-    """Input function of a stage's rule: the records of its upstream artifacts, and NOW if its own is stale."""
+    """Input function of a stage's rule: the records of its upstream artifacts."""
 
     def upstream(wildcards):
         one = artifact(stage, wildcards)
-        now = (
-            [str(Path(".snakemake", Path(NOW.name).name))]
-            if one in SURVEY.stale
-            else []
-        )
-        return records(EXPERIMENT.inputs(one).values()) + now
+        return records(EXPERIMENT.inputs(one).values(), one not in SURVEY.unsettled)
 
     return upstream
 

@@ -29,7 +29,7 @@ rule fetch:
 
 rule report:
     input:
-        records(EXPERIMENT.of("report")),
+        records(EXPERIMENT.of("report"), settled=not SURVEY.unsettled),
     output:
         update(f"results/{SCALE}/report.html"),
     log:
