@@ -76,7 +76,8 @@ BEFORE = re.compile(rf"(?:[\d)\]}}]|\b[A-Za-z])\s?{OPERATOR}\s?$|[/^_]\s?$|\bbet
 BEFORE_MINUS = re.compile(r"(?:\d|\b[b-zB-HJ-Z])\s?$")  # x - 5
 AFTER = re.compile(
     rf"""[xyz]?\s?{OPERATOR}\s?{CURRENCY}?[(\d] | [a-z]{{1,3}}\s?[-+*/x\u00d7]\s?\d | :\s?\d | [,.'_]\d
-    | \s?[a-z]{{0,7}}\s(?:to|or)\s{CURRENCY}?\d | \s(?:and|out\sof)\s{CURRENCY}?\d | \s(?:and\s)?an?\s(?:half|third|quarter)\b
+    | \s?[a-z]{{0,7}}\s(?:to|or)\s{CURRENCY}?\d | \s(?:and|out\sof)\s{CURRENCY}?\d
+    | \s(?:and\s)?an?\s(?:half|third|quarter)\b
     | \s?(?:dollars?|pounds?|euros?|feet|foot|ft|h|hrs?|hours?|minutes?|days?|weeks?|months?|years?)\s(?:and\s)?\d+\s?
       (?:cents?|pence|in|inch|inches|mins?|minutes?|secs?|seconds?|hours?|days?|months?)\b""",
     re.VERBOSE,
@@ -233,7 +234,7 @@ def number(text: str, worked: bool = False) -> str | None:
     """
     text = re.sub(r"\s+", " ", _fractions(normal(text[:TEXT])))
     clauses = [clause for clause in CLAUSE.split(text) if NUMBER.search(clause) or IN_WORDS.search(clause)]
-    if worked and (first := NUMBER.search(text)) and len(re.findall(r"[A-Za-z]+", text[: first.start()])) > 2:
+    if worked and (first := NUMBER.search(text)) and len(re.findall(r"[A-Za-z]+", text[: first.start()])) > 1:
         *before, last = EQUALS.split(text)
         if before and (found := _equation(CLAUSE.split(last)[0])) is not None:
             return found
