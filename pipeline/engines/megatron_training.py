@@ -173,6 +173,10 @@ class Trainer:
         (loss,) = self._reduce([sum(x["loss"] for x in losses)])
         return loss / (count * self.replicas * self.tp)
 
+    def nonfinite(self) -> str | None:
+        """The name of a weight of this rank that holds a NaN or an infinity, if there is one."""
+        return next((name for name, p in self.weights.named_parameters() if not torch.isfinite(p).all()), None)
+
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def _state(self, is_loading: bool) -> dict[str, Any]:

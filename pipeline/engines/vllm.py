@@ -1,7 +1,8 @@
 """vLLM: the one engine that all evaluation stages run on, in this process on CPU, from the same code on a GPU."""
 
 import gc
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from pipeline.artifact import remake
 from pipeline.config import DTYPES, DType
 from pipeline.engines.device import Execution
+from pipeline.engines.weights import refuse_nonfinite
 from pipeline.errors import PipelineError
 
 T = TypeVar("T")
@@ -32,10 +34,10 @@ def quick_imports() -> Iterator[None]:
 
 
 def check_weights(checkpoint: Path) -> None:
-    """Read the header of every weight file, which tells whether the file is whole.
+    """Read every weight file.
 
     Raises:
-        PipelineError: no weights, or a truncated or damaged file, named.
+        PipelineError: no weights; a truncated or damaged file; a NaN or an infinity: named.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -48,6 +50,40 @@ def check_weights(checkpoint: Path) -> None:
                 pass
         except SafetensorError as error:
             raise PipelineError(f"{path}: truncated or damaged ({error}); {remake(checkpoint)}") from None
+    refuse_nonfinite(checkpoint, f"{remake(checkpoint)}; if it finds no damage, delete the folder to make it anew")
+
+
+def check_finite(name: str, values: Sequence[float]) -> None:
+    """Refuse log-probabilities that are NaN or infinite.
+
+    Args:
+        name: what they are of, for the message: task and item.
+
+    Raises:
+        PipelineError: there is one.
+    """
+    if wrong := [value for value in values if not math.isfinite(value)]:
+        raise PipelineError(
+            f"{name}: {len(wrong)} of {len(values)} log-probabilities are {wrong[0]}: finite weights, but what the "
+            f"model computes of them is beyond its number type; try dtype fp32, or look at the training of this point"
+        )
+
+
+def check_prompts(llm: Any, prompts: Sequence[list[int]], names: Sequence[str]) -> None:
+    """Refuse a model that gives prompts log-probabilities that are not finite: vLLM samples from those all the same.
+
+    Args:
+        llm: a `vllm.LLM`.
+        prompts: token ids, each of which leaves room for one token more.
+        names: of the prompts: task and item.
+    """
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    for name, ids, output in zip(names, prompts, outputs, strict=True):
+        given = zip(ids, output.prompt_logprobs, strict=True)  # none of the first token
+        check_finite(name, [logprobs[token].logprob for token, logprobs in given if logprobs])
 
 
 def options(dtype: DType, max_length: int | None, seed: int, execution: Execution) -> dict[str, Any]:

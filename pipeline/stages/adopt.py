@@ -8,8 +8,8 @@ folder is copied, sharing blocks where the file system can, and never linked: a 
 artifact.
 
 Nothing is published unless the files have the digests that the grid file gives (`adopt.sha256`), the configuration is
-the point's, the tensors are those of the point by name and shape, and the tokenizer fits. Weights are taken as
-safetensors only, and code that comes with a checkpoint is never run.
+the point's, the tensors are those of the point by name and shape and hold finite numbers, and the tokenizer fits.
+Weights are taken as safetensors only, and code that comes with a checkpoint is never run.
 
 Publishes the checkpoint's files as they are, and a chat template that passes text through if it has none. The record
 holds where they came from (`origin`, `commit`), all digests, and what could not be made sure of (`warnings`).
@@ -25,6 +25,7 @@ from pipeline.config import Adopt
 from pipeline.engines import mixtral
 from pipeline.engines.chat import pass_through
 from pipeline.engines.hub_model import HubModel
+from pipeline.engines.weights import refuse_nonfinite
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 
@@ -111,6 +112,7 @@ def take_weights(ctx: Context, adopt: Adopt, origin: HubModel | Folder) -> tuple
     check_digests(adopt, out)
     shapes, types = mixtral.read_headers(out, weights)
     mixtral.refuse("the set of tensors", point, mixtral.tensor_differences(point, shapes, types))
+    refuse_nonfinite(out, "fetch it again; if its source is so too, it cannot be used", lambda path: path.name)
     left = [name for name in origin.names if name.endswith(".safetensors") and name not in weights]
     warnings = [f"left out, since {mixtral.INDEX} does not name them: {', '.join(left)}"] if left else []
     dtype = "/".join(sorted(types))

@@ -7,7 +7,9 @@ from a folder of this machine that is laid out as the hub (`python -m pipeline.t
 sets' original files).
 
 Out: files/, laid out as the repo; tasks/<task>/{train,test}.parquet for each task that asks about it, with the columns
-question, answer, gold, shot (the answer as a worked example shows it) and doc (a digest of the whole row).
+question, answer, gold, shot (the answer as a worked example shows it) and doc (a digest of the whole row). A row whose
+answer cannot be read keeps its place, so that others keep their worked examples, but has no gold: no stage asks it. The
+record counts and names such rows (`without_answer`); if there are many, it is another data set than the one meant.
 """
 
 import hashlib
@@ -27,6 +29,7 @@ from pipeline.tasks import HUB, HubTask
 from pipeline.tasks.mirror import FILES
 from pipeline.tasks.task import Row
 
+UNREAD, UNREAD_SHARE = 10, 0.01  # rows without a readable answer: more than both is an error
 ITEMS = pa.schema([(name, pa.string()) for name in ("question", "answer", "gold", "shot", "doc")])
 
 
@@ -86,25 +89,36 @@ def doc_digest(row: Row) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def write_items(task: HubTask, files: Path, pattern: str, out: Path) -> int:
-    """The items of one split of a task; returns their number.
+def write_items(task: HubTask, files: Path, pattern: str, out: Path) -> tuple[int, list[str]]:
+    """The items of one split of a task; returns their number, and the names of rows without a readable answer.
 
     Raises:
-        PipelineError: a missing column, or an item without a final answer.
+        PipelineError: a missing column, or too many such rows.
     """
-    items = []
+    items: list[Row] = []
+    unread = []
     for path in sorted(files.glob(pattern)):
         for i, row in enumerate(pq.read_table(path).to_pylist()):
             try:
                 item = task.item(row)
-            except (KeyError, TypeError, ValueError, IndexError) as error:
+            except KeyError as error:
                 raise PipelineError(f"{path}: row {i} is not one of {task.name}: {error!r}") from None
-            if item["gold"] is None:
-                raise PipelineError(f"{path}: row {i} has no final answer that {task.name} can read")
-            items.append({"shot": item["answer"]} | item | {"doc": doc_digest(row)})
+            except (TypeError, ValueError, IndexError, AttributeError):  # a null, or another type, where text is meant
+                item = {}
+            filled = {name: item.get(name) or "" for name in ("question", "answer")}
+            gold = item.get("gold") or None
+            if gold is None or not all(filled.values()):
+                unread.append(f"{path.relative_to(files)}: row {i}")
+                gold = None
+            items.append({"shot": filled["answer"]} | item | filled | {"gold": gold, "doc": doc_digest(row)})
+    if len(unread) > max(UNREAD, UNREAD_SHARE * len(items)) or 2 * len(unread) > len(items):
+        raise PipelineError(
+            f"{files / pattern}: {len(unread)} of {len(items)} rows have no answer that {task.name} can read (the "
+            f"first: {'; '.join(unread[:3])}): this is another data set, or another version of it"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(items, ITEMS), out)
-    return len(items)
+    return len(items), unread
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -114,16 +128,20 @@ def run(ctx: Context) -> dict[str, Any]:
     source, commit = fetch(name, data, ctx.state / "hub")
     files = ctx.out / FILES
     paths = gather(name, data, source, files)
-    counts = {}
+    counts, without_answer = {}, {}
     for task in (one for one in HUB.values() if one.data == name):
         for split, pattern in (("train", task.train), ("test", task.test)):
             if pattern is not None and any(files.glob(pattern)):
                 out = ctx.out / "tasks" / task.items / f"{split}.parquet"
-                counts[f"{task.name}_{split}"] = write_items(task, files, pattern, out)
+                counts[f"{task.name}_{split}"], unread = write_items(task, files, pattern, out)
+                if unread:
+                    without_answer[f"{task.name}_{split}"] = {"count": len(unread), "rows": unread}
+                    ctx.say(f"left out, no answer can be read: {'; '.join(unread)}")
     if data.revision is None and data.path is None:
         ctx.say(f"no revision is pinned; took the hub's newest, {commit}")
     ctx.say(f"{len(paths)} files; " + ", ".join(f"{split} {n}" for split, n in counts.items()))
-    return {"revision": commit, "files": len(paths), "items": counts}
+    found = {"revision": commit, "files": len(paths), "items": counts}
+    return found | ({"without_answer": without_answer} if without_answer else {})
 
 
 if __name__ == "__main__":

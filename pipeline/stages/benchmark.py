@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 CHUNK = 1024  # requests between two saves
+PROBED = 64  # prompts of them whose log-probabilities are looked at where a task asks for none
 OWN_TASKS = Path(tasks.__file__).with_name("lm_eval")
 
 
@@ -154,8 +155,16 @@ def remembered(lm: "VLLM", ctx: Context, name: str) -> Iterator[None]:
         answer = getattr(lm, method)
 
         def ask(requests: Sequence[Any]) -> list[Any]:
+            names = [f"task '{request.task_name}', item {request.doc_id}" for request in requests]
+            if method == "generate_until":  # gives no log-probabilities: those of some prompts are asked for
+                prompts = [lm.tok_encode(request.args[0])[1 - lm.max_length :] for request in requests[:PROBED]]
+                engine.check_prompts(lm.model, prompts, names[:PROBED])
             lm.model.reset_prefix_cache()  # a chunk is computed in the same way whether or not others went before it
-            return answer(list(requests), disable_tqdm=True)
+            found = answer(list(requests), disable_tqdm=True)
+            if method != "generate_until":
+                for name, one in zip(names, found, strict=True):
+                    engine.check_finite(name, [one[0] if isinstance(one, tuple) else one])
+            return found
 
         def call(requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
             found = in_chunks(ctx.state, f"{name}-{method}", requests, CHUNK, ask, ctx.progress)

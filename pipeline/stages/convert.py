@@ -5,7 +5,7 @@
 Paper appendix (release of the checkpoints in Hugging Face format). Weights are read from Megatron's global
 tensors and saved in the recipe's precision. Then the saved folder is loaded again, as its users will, and its
 logits on held-out tokens are compared, in fp32 on the CPU, with those of the Megatron model loaded from the checkpoint.
-A difference above `convert.tolerance` publishes nothing.
+A difference above `convert.tolerance`, or a weight that is not finite, publishes nothing.
 
 Publishes the model's safetensors and config, the tokenizer, and a generation config that ends at end-of-document.
 """
@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.artifact import RECORD, RECORD_COPY
 from pipeline.config import DTYPES
 from pipeline.engines.device import Execution
+from pipeline.engines.weights import refuse_nonfinite
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
 from pipeline.stage import Context, main
@@ -36,6 +37,12 @@ def run(ctx: Context) -> dict[str, Any]:
     )
     eod = ctx.records["tokenizer"].metrics["eod_id"]
     parameters = save_mixtral(point, read_tensors(checkpoint), AutoTokenizer.from_pretrained(ctx.out), eod, ctx.out)
+    refuse_nonfinite(
+        ctx.out,
+        f"nothing is published. The trained weights ({checkpoint}) are so, or beyond pretrain.dtype: training "
+        f"diverged; lower pretrain.lr or raise pretrain.warmup_steps in the grid file",
+        lambda path: path.name,
+    )
     folders = [ctx.inputs[f"tokenize/{name}"] for name in ctx.scale.data.sources]
     tokens = validation_tokens(folders, ctx.scale.convert.check_tokens, point.model.sequence_length)
 

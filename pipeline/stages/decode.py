@@ -35,7 +35,7 @@ from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import TASKS
-from pipeline.tasks.items import Question, Row, in_chunks, mean_row, read_questions
+from pipeline.tasks.items import Question, Row, in_chunks, mean_row, read_questions, with_answer
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -90,6 +90,9 @@ def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Ro
                 seed=request_seed(config.seed, question.task, question.item),
             )
         )
+    engine.check_prompts(
+        llm, [p["prompt_token_ids"] for p in prompts], [f"task '{q.task}', item {q.item}" for q in questions]
+    )
     llm.reset_prefix_cache()  # a chunk is computed in the same way whether or not others went before it
     rows = []
     for question, output in zip(questions, llm.generate(prompts, params, use_tqdm=False), strict=True):
@@ -105,7 +108,7 @@ def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Ro
                     "sample": completion.index,
                     "text": completion.text,
                     "answer": answer,
-                    "correct": answer is not None and task.correct(answer, question.gold),
+                    "correct": None not in (answer, question.gold) and task.correct(str(answer), str(question.gold)),
                     "tokens": len(completion.token_ids),
                     "finish": completion.finish_reason,
                 }
@@ -154,24 +157,33 @@ def curve(task: str, rows: list[Row]) -> list[Row]:
 def run(ctx: Context) -> dict[str, Any]:
     config = ctx.scale.decode
     assert config is not None
-    asked = [read_questions(ctx.dag, ctx.inputs, task, config.seed) for task in config.tasks]
+    asked, left_out = [], 0
+    for task in config.tasks:
+        questions, without = with_answer(read_questions(ctx.dag, ctx.inputs, task, config.seed))
+        asked.append(questions)
+        left_out += without
     with engine.quick_imports():
         from vllm import LLM
     settings = engine.options(config.dtype, None, config.seed, ctx.execution)
     points, rows = [], []
     with engine.serving(LLM, ctx.inputs["checkpoint"], settings) as llm:
         for questions in asked:
-            task = questions[0].task
+            name = questions[0].task
             samples = in_chunks(
-                ctx.state, task, questions, CHUNK, lambda chunk: sample(llm, chunk, config), ctx.progress
+                ctx.state, name, questions, CHUNK, lambda chunk: sample(llm, chunk, config), ctx.progress
             )
-            points += curve(task, samples)
+            points += curve(name, samples)
             rows += samples
             ctx.say(f"{points[-2]['task']}: " + ", ".join(f"{p['metric']} {p['value']:.3f}" for p in points[-3:]))
     pq.write_table(pa.Table.from_pylist(rows, SAMPLES), ctx.out / "samples.parquet")
     pq.write_table(pa.Table.from_pylist(points), ctx.out / "curve.parquet")
     results = [{key: point[key] for key in ("task", "metric", "value", "stderr", "n")} for point in points]
-    return {"results": results, "sampled_tokens": sum(row["tokens"] for row in rows)}
+    return {
+        "results": results,
+        "sampled_tokens": sum(row["tokens"] for row in rows),
+        "unparsed_samples": sum(row["answer"] is None for row in rows),
+        "items_without_answer": left_out,
+    }
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Grpo
 from pipeline.engines import verl
+from pipeline.engines.weights import refuse_nonfinite
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import TASKS
@@ -53,6 +54,7 @@ def prompt_rows(
     from tokenizers import Tokenizer
 
     table = pq.read_table(items, columns=["question", "gold"]).slice(0, limit)
+    table = table.filter(table["gold"].is_valid())  # what cannot be judged is not asked
     prompts = [TASKS[task].prompt(question) for question in table["question"].to_pylist()]
     encoded = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode_batch(prompts)
     rows = [
@@ -116,12 +118,14 @@ def run(ctx: Context) -> dict[str, Any]:
     assert recipe is not None
     checkpoint, items = ctx.inputs["checkpoint"], items_folder(ctx.dag, ctx.inputs, recipe.task)
     _check_lengths(checkpoint, recipe)
+    refuse_nonfinite(checkpoint, "GRPO cannot start from it; delete the folder to make the checkpoint anew")
     state, limits = ctx.state.resolve(), {"train": None, "validation": recipe.eval_items}
-    rows, too_long = {}, {}
+    rows, too_long, without_answer = {}, {}, 0
     for name, file in (("train", "train.parquet"), ("validation", "test.parquet")):
         table, too_long[name] = prompt_rows(items / file, checkpoint, recipe.task, recipe.max_prompt, limits[name])
         pq.write_table(table, state / f"{name}.parquet")
         rows[name] = table.num_rows
+        without_answer += pq.read_table(items / file, columns=["gold"]).slice(0, limits[name])["gold"].null_count
     if rows["train"] < recipe.prompts:
         raise PipelineError(
             f"{items / 'train.parquet'}: {rows['train']} questions, fewer than grpo.prompts = {recipe.prompts}"
@@ -159,6 +163,9 @@ def run(ctx: Context) -> dict[str, Any]:
         pq.write_table(pa.Table.from_pylist(table_rows), ctx.out / f"{name}.parquet")
     trained = state / "checkpoints" / f"global_step_{recipe.steps}" / "actor" / "huggingface"
     verl.publish_weights(trained, checkpoint, ctx.out)
+    refuse_nonfinite(
+        ctx.out, "nothing is published: GRPO diverged; lower grpo.lr or raise grpo.kl_coef", lambda path: path.name
+    )
 
     ctx.timing["seconds_per_step"] = fmean(data[SECONDS] for n, data in steps.items() if n > 0)
     ctx.timing["launches"] = len(list(state.glob("metrics-*.log")))
@@ -181,6 +188,7 @@ def run(ctx: Context) -> dict[str, Any]:
         "n_validation": rows["validation"],
         "n_train": rows["train"],
         "too_long": sum(too_long.values()),
+        "items_without_answer": without_answer,
         "rollout_probs_diff": worst,
     }
 

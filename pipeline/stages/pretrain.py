@@ -41,11 +41,13 @@ from pipeline.artifact import fsync_tree, write_atomic
 from pipeline.config import DTYPES
 from pipeline.engines.device import Execution, die_with_parent
 from pipeline.engines.torchrun import STOP, torchrun
+from pipeline.engines.weights import refuse_nonfinite
 from pipeline.errors import PipelineError, Stopped
 from pipeline.grid import Point
 from pipeline.progress import Progress
 from pipeline.stage import Context, main
 
+WAY_OUT = "training diverged; lower pretrain.lr or raise pretrain.warmup_steps in the grid file"
 PROGRESS_S = 10  # seconds between two lines of progress
 SPEED = "tokens_per_s.json"  # in the state folder: median over the steps of the launch that ended
 LAST_STEPS = 50  # train_loss is the mean of this many
@@ -88,6 +90,7 @@ def run(ctx: Context) -> dict[str, Any]:
     else:
         write_atomic(ctx.state / "plan.json", PLAN.dump_json(plan))
         torchrun("pipeline.stages.pretrain", ctx.state / "plan.json", execution)
+    refuse_nonfinite(ctx.out, f"nothing is published: {WAY_OUT}", lambda path: path.relative_to(ctx.out).as_posix())
     if (speed := ctx.state / SPEED).exists():
         ctx.timing["tokens_per_s"] = json.loads(speed.read_text())
     return summary(plan)
@@ -129,8 +132,7 @@ def train(plan: Plan) -> None:
             speeds.append(step_tokens / (time.perf_counter() - tick))
             if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
                 raise PipelineError(
-                    f"{point.name}: loss {result.loss}, gradient norm {result.grad_norm} at step {step}: training "
-                    f"diverged; lower pretrain.lr or raise pretrain.warmup_steps in the grid file"
+                    f"{point.name}: loss {result.loss}, gradient norm {result.grad_norm} at step {step}: {WAY_OUT}"
                 )
             done = {"step": step, "tokens": step * step_tokens}
             rows.append(done | result.metrics() | {"flops": step * step_tokens * point.flops_per_token})
@@ -139,8 +141,14 @@ def train(plan: Plan) -> None:
                 keep(plan, model, keeping[step])
             if step % recipe.eval_interval == 0 or last:
                 evaluations.append(done | {"loss": trainer.evaluate(validation)})
+                if not math.isfinite(evaluations[-1]["loss"]):
+                    raise PipelineError(
+                        f"{point.name}: validation loss {evaluations[-1]['loss']} at step {step}: {WAY_OUT}"
+                    )
             stop = result.stop and not last
             if step % execution.save_interval == 0 or last or stop:
+                if wrong := trainer.nonfinite():  # or it would replace a save that is good
+                    raise PipelineError(f"{point.name}: NaN or infinity in '{wrong}' after step {step}: {WAY_OUT}")
                 save(plan, trainer, step, rows, evaluations)
             if stop:
                 raise Stopped(f"{point.name}: stopped at step {step} and saved; the same command continues")

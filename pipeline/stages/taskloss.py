@@ -31,7 +31,7 @@ from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import OWN, TASKS
 from pipeline.tasks.generate import VALUES, VALUES_PER_FACT
-from pipeline.tasks.items import Question, Row, in_chunks, mean_row, read_questions
+from pipeline.tasks.items import Question, Row, in_chunks, mean_row, read_questions, with_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ FACT_BITS = VALUES_PER_FACT * math.log2(VALUES)
 def continuation(question: Question, variant: str = "spaced") -> str:
     """The text scored after the prompt."""
     task = TASKS[question.task]
-    answer = question.gold if task.loss_on_gold else question.answer
+    answer = (question.gold or "") if task.loss_on_gold else question.answer
     return answer if variant == "authors" else task.continuation(answer)
 
 
@@ -88,7 +88,9 @@ def score(llm: "LLM", questions: Sequence[Question], max_length: int, variant: s
     outputs = llm.generate([{"prompt_token_ids": ids} for ids, _, _ in encoded], params, use_tqdm=False)
     rows = []
     for question, (ids, positions, straddles), output in zip(questions, encoded, outputs, strict=True):
-        nll = -sum(output.prompt_logprobs[i][ids[i]].logprob for i in positions)
+        logprobs = [output.prompt_logprobs[i][ids[i]].logprob for i in positions]
+        engine.check_finite(f"task '{question.task}', item {question.item}", logprobs)
+        nll = -sum(logprobs)
         size = len(continuation(question, variant).encode())
         rows.append(
             {
@@ -126,7 +128,12 @@ def summarise(task: str, rows: list[Row]) -> list[Row]:
 def run(ctx: Context) -> dict[str, Any]:
     config = ctx.scale.taskloss
     assert config is not None
-    asked = [(task, read_questions(ctx.dag, ctx.inputs, task, task.seed)) for task in config.tasks]
+    asked, left_out = [], 0
+    for task in config.tasks:
+        scored_text = "gold" if TASKS[task.task].loss_on_gold else "answer"
+        questions, without = with_answer(read_questions(ctx.dag, ctx.inputs, task, task.seed), scored_text)
+        asked.append((task, questions))
+        left_out += without
     with engine.quick_imports():
         from vllm import LLM
     settings = engine.options(config.dtype, config.max_length, seed=0, execution=ctx.execution)
@@ -140,7 +147,11 @@ def run(ctx: Context) -> dict[str, Any]:
             results += means
             rows += scored
     pq.write_table(pa.Table.from_pylist(rows), ctx.out / "items.parquet")
-    return {"results": results, "straddling_items": sum(row["straddles"] for row in rows)}
+    return {
+        "results": results,
+        "straddling_items": sum(row["straddles"] for row in rows),
+        "items_without_answer": left_out,
+    }
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ text, and are lm-eval tasks by the YAML beside this file, kept in step by a test
 lm-eval's stock tasks of the same name, unedited.
 
 An item is a row of `tasks/<items>/{train,test}.parquet` in the corpus or benchdata artifact, with the columns
-`question`, `answer` (all the text after the prompt and the separator) and `gold` (the final answer), and for the
-generated multiple choice `choices` and `label`.
+`question`, `answer` (all the text after the prompt and the separator) and `gold` (the final answer; null where a
+published row's cannot be read), and for the generated multiple choice `choices` and `label`.
 """
 
 from pipeline.tasks.hub import HUB
 from pipeline.tasks.task import GeneratedTask, HubTask, Task
 
-ENDING = r"^\s*(.+?)\s*(?:\.|$)"
+ENDING = r"^\s*+([^.\n]*[^.\s])\s*+(?:\.|$)"  # possessive: no text makes it slow
 
 
 def _facts(name: str) -> GeneratedTask:

@@ -18,7 +18,7 @@ from pipeline.sandbox import Limits, Outcome, run_many, workers_here
 LIMITS = Limits(timeout_s=3)  # the authors' 3 seconds
 MARK = "\x1eanswer\x1e"  # before the answer, whatever else the program prints
 SHOW = "\nprint({mark!r} + str({answer}))\n"
-BLOCK = re.compile(r"<llm-code>(.*?)</llm-code>", re.DOTALL)
+BLOCK = ("<llm-code>", "</llm-code>")
 FUNCTION = re.compile(r"^def", re.MULTILINE)
 
 CHUNK = 256  # texts compared by one program, which takes a CPU second to start
@@ -43,8 +43,9 @@ for answer, gold in json.loads({{pairs!r}}):
 def programs(text: str) -> list[str]:
     """The programs of an answer in the order of trial, each of which prints its answer; none if it is only text."""
     found = []
-    if block := BLOCK.search(text):
-        code = block[1].strip()
+    code, closed, _ = text.partition(BLOCK[0])[2].partition(BLOCK[1])
+    if closed:
+        code = code.strip()
         found.append(code + SHOW.format(mark=MARK, answer=f"eval({code.rpartition(chr(10))[2]!r})"))
     if starts := [match.start() for match in FUNCTION.finditer(text)]:
         found.append(text[starts[-1] :] + SHOW.format(mark=MARK, answer="simple_math_problem()"))

@@ -10,7 +10,8 @@ question.
 
 import re
 
-from pipeline.tasks.answers import equivalent, final_expression, final_number, number
+from pipeline.tasks.answers import NONE, equivalent, final_expression, final_number, final_number_or_none
+from pipeline.tasks.numbers import number
 from pipeline.tasks.task import HubTask, Row
 
 QUESTION = "Question: {question}\nAnswer:"
@@ -25,7 +26,8 @@ def gsm8k(row: Row) -> Row:
 
 def gsm_plus(row: Row) -> Row:
     """`answer` is a number as text, or "None" where a question was changed so that it cannot be answered."""
-    gold = number(row["answer"] or "") or "None"
+    answer = str(row["answer"]).strip()  # null, too, becomes "None"
+    gold = NONE if answer.lower() == "none" else number(answer)
     return {"question": row["question"], "answer": row["solution"], "gold": gold}
 
 
@@ -96,7 +98,7 @@ HUB: dict[str, HubTask] = {
             test="data/test-*.parquet",
             item=gsm_plus,
             spare=True,
-            parse=final_number,
+            parse=final_number_or_none,
         ),
         HubTask(
             name="triviaqa",

@@ -30,7 +30,7 @@ class Question:
     prompt: str
     question: str
     answer: str
-    gold: str
+    gold: str | None  # None where benchdata could not read it
 
 
 def items_folder(dag: Dag, inputs: dict[str, Path], task: str) -> Path:
@@ -99,6 +99,24 @@ def read_questions(dag: Dag, inputs: dict[str, Path], asked: EvalTask, seed: int
         )
         for i, (row, mine) in enumerate(zip(rows, examples, strict=True))
     ]
+
+
+def with_answer(questions: list[Question], field: str = "gold") -> tuple[list[Question], int]:
+    """The questions that can be judged, and how many are left out; they keep their numbers and worked examples.
+
+    Args:
+        field: of `Question`; what has to be there.
+
+    Raises:
+        PipelineError: none is left.
+    """
+    found = [question for question in questions if getattr(question, field)]
+    if questions and not found:
+        raise PipelineError(
+            f"task '{questions[0].task}': none of the {len(questions)} items asked has an answer that can be read; "
+            f"raise `limit`, or see `without_answer` in the record of the benchdata artifact"
+        )
+    return found, len(questions) - len(found)
 
 
 def in_chunks(
