@@ -20,15 +20,15 @@ from pipeline.artifact import RECORD, fingerprint
 from pipeline.config import Adopt, Grid, load_grid
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
-from pipeline.registry import DESCRIPTIVE, BenchmarkData, Source, Sources, Tokenizer, load_sources
+from pipeline.registry import DESCRIPTIVE, TOKENIZING, BenchmarkData, Source, Sources, Tokenizer, load_sources
 from pipeline.tasks import TASKS, GeneratedTask, HubTask
 
 # Raise a stage's version when the same settings and inputs would give other results than before.
 STAGES: dict[str, int] = {
-    "corpus": 2,
+    "corpus": 3,
     "benchdata": 2,
-    "tokenizer": 1,
-    "tokenize": 1,
+    "tokenizer": 2,
+    "tokenize": 2,
     "pretrain": 2,
     "convert": 1,
     "adopt": 1,
@@ -296,7 +296,7 @@ class Dag:
         match job.stage:
             case "corpus":
                 assert job.source is not None
-                return {"source": self.datasets[job.source].model_dump(exclude=DESCRIPTIVE)}
+                return {"source": self.datasets[job.source].model_dump(exclude=DESCRIPTIVE | TOKENIZING)}
             case "benchdata":
                 assert job.source is not None
                 return {"data": self.benchmarks[job.source].model_dump(exclude=DESCRIPTIVE)}
@@ -304,7 +304,9 @@ class Dag:
                 tokenizer = self.tokenizer.model_dump(exclude=DESCRIPTIVE)
                 return {"tokenizer": tokenizer, "vocab_size": scale.model.vocab_size}
             case "tokenize":
-                return {"validation": scale.data.validation}
+                assert job.source is not None
+                own = self.datasets[job.source].model_dump(include=TOKENIZING)
+                return {"validation": scale.data.validation} | own
             case "pretrain":
                 assert point is not None
                 axes = {"hidden": point.hidden, "experts": point.experts, "topk": point.topk}

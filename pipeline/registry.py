@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from pipeline.globs import Glob, LocalGlob
 from pipeline.strict import Commit, Name, Positive, Share, Strict, explain, read_yaml
 
 
@@ -43,6 +44,9 @@ class Text(Strict):
     text: str | None = Field(None, description="a template of columns instead of `field`, as '{question}\\n{answer}'")
     sha256: dict[str, str] = Field(default_factory=dict, description="file name or path -> digest, checked if given")
     licence: str = Field(description="SPDX name, or a sentence")
+    special_tokens: Literal["text", "token"] = Field(
+        "text", description="what a special token that a document spells is: text like any other, or the token"
+    )
     tokens: Positive | None = Field(None, description="tokens expected, for comparison with those found")
     unconfirmed: str | None = Field(None, description="what is not known of this entry; said wherever it is used")
     note: str | None = Field(None, description="where what this entry says comes from")
@@ -66,7 +70,9 @@ class LocalFiles(Text):
     """Text files, JSON lines or Parquet on this machine."""
 
     kind: Literal["local"]
-    path: str = Field(description="a file or glob; .txt (one document a file), .jsonl or .json (lines), .parquet")
+    path: LocalGlob = Field(
+        description="a file or glob (`**` crosses folders); .txt (a document a file), .jsonl or .json (lines), .parquet"
+    )
 
 
 class HuggingFaceDataset(Text):
@@ -77,9 +83,9 @@ class HuggingFaceDataset(Text):
     revision: Commit | None = Field(description="null where it is not known: then the newest is taken, with a warning")
     config: str | None = Field(None, description="configuration of the data set's card")
     split: str = "train"
-    files: list[str] = Field(
+    files: list[Glob] = Field(
         default_factory=list,
-        description="take these files instead of config and split; globs, in which * matches / too",
+        description="take these files instead of config and split; globs, in which only `**` crosses folders",
     )
 
     @model_validator(mode="after")
@@ -92,6 +98,7 @@ class HuggingFaceDataset(Text):
 
 
 DESCRIPTIVE = {"tokens", "unconfirmed", "note", "urls"}  # keys of the registry that are no part of identity
+TOKENIZING = {"special_tokens"}  # keys of a data set that are no part of its corpus, but of its tokens
 
 
 Source = Annotated[GeneratedFacts | GeneratedSums | LocalFiles | HuggingFaceDataset, Field(discriminator="kind")]
@@ -112,7 +119,8 @@ class FileTokenizer(Strict):
     model_file: str | None = Field(None, description="SentencePiece .model: used to tokenise the corpus when given")
     urls: dict[str, str] = Field(default_factory=dict, description="file name -> where `fetch` downloads it from")
     eod: str = Field(description="the token written after each document")
-    bos: str | None = None
+    bos: str | None = Field(None, description="the token for the beginning of text")
+    document_bos: bool = Field(False, description="write `bos` before each document of the corpus")
     add_bos: bool = False
     sha256: dict[str, str] = Field(default_factory=dict, description="file name -> digest, checked if given")
     licence: str
@@ -126,6 +134,8 @@ class FileTokenizer(Strict):
 
     @model_validator(mode="after")
     def _files_and_digests(self) -> "FileTokenizer":
+        if self.document_bos and self.bos is None:
+            raise ValueError("document_bos: give the token, `bos`")
         names = {path.name for path in self.files}
         if not names:
             raise ValueError("give json_file, model_file or both")
@@ -146,7 +156,7 @@ class BenchmarkData(Strict):
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="the data set's name on the hub; lm-eval asks for it")
     revision: str | None = Field(description="commit hash; null: not known, the hub's newest is taken and recorded")
     path: str | None = Field(None, description="a folder of this machine in the repo's layout, instead of the hub")
-    files: list[str] = Field(min_length=1, description="what is needed of it: paths or globs relative to the repo")
+    files: list[Glob] = Field(min_length=1, description="what is needed of it: paths or globs relative to the repo")
     sha256: dict[str, str] = Field(default_factory=dict, description="path -> digest, checked if given")
     licence: str = Field(description="SPDX name, or a sentence")
 

@@ -4,7 +4,6 @@
 come by plain HTTP: a part is kept beside the file, continued, and moved to its place when its digest is right.
 """
 
-import fnmatch
 import os
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from pipeline.artifact import locked, sha256_file
 from pipeline.errors import PipelineError
+from pipeline.globs import for_training
 from pipeline.registry import HuggingFaceDataset
 
 ATTEMPTS = 5
@@ -41,8 +41,8 @@ def data_files(source: HuggingFaceDataset, revision: str) -> list[str]:
     return [str(file).partition(prefix)[2] for file in found[source.split]]
 
 
-def list_files(name: str, source: HuggingFaceDataset, revision: str | None) -> tuple[str, list[RemoteFile]]:
-    """The commit and the files, sorted by path, that `source` stands for.
+def list_files(name: str, source: HuggingFaceDataset, revision: str | None) -> tuple[str, list[RemoteFile], list[str]]:
+    """The commit, the files that `source` stands for, and the paths left out as held out (see `globs`), both sorted.
 
     Args:
         revision: the commit to take; None asks the hub for the newest.
@@ -59,24 +59,23 @@ def list_files(name: str, source: HuggingFaceDataset, revision: str | None) -> t
             for file in api.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
             if isinstance(file, RepoFile)
         }
-        if source.files:
-            wanted = {path for path in listed if any(fnmatch.fnmatchcase(path, glob) for glob in source.files)}
-        else:
-            wanted = set(data_files(source, commit))
+        of_split = [] if source.files else data_files(source, commit)
     except Exception as error:  # of the hub's client, of datasets and of httpx, each with its own family
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PipelineError(
             f"source '{name}': {repo} at {revision or 'its newest revision'} cannot be listed: {reason}; check "
             "its entry in config/sources.yaml and the network (HF_TOKEN for a gated data set)"
         ) from None
-    if not wanted:
-        raise PipelineError(f"source '{name}': {repo} at {commit} has no file {' or '.join(source.files)}")
+    where = f"source '{name}': {repo} at {commit}"
+    wanted, left_out = for_training(listed, source.files, where) if source.files else (sorted(of_split), [])
+    if strange := [path for path in wanted if path not in listed]:
+        raise PipelineError(f"{where}: its card names {strange[0] or 'a file'} outside of it; give `files`")
     files = []
-    for path in sorted(wanted):
+    for path in wanted:
         file = listed[path]
         url = hf_hub_url(repo, path, repo_type="dataset", revision=commit)
         files.append(RemoteFile(path, url, file.size, file.lfs.sha256 if file.lfs else None))
-    return commit, files
+    return commit, files, left_out
 
 
 def download(url: str, to: Path, sha256: str | None = None, size: int | None = None, token: bool = False) -> None:

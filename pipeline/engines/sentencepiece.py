@@ -7,7 +7,7 @@ corpora are tokenised with SentencePiece itself, and `tokenize` counts the diffe
 
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
 
@@ -16,7 +16,26 @@ if TYPE_CHECKING:
 
 SPACE = "▁"
 UNIGRAM = 1  # TrainerSpec.ModelType
-CONTROL, USER_DEFINED, BYTE = 3, 4, 6  # ModelProto.SentencePiece.Type
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # ModelProto.SentencePiece.Type
+
+
+def read(path: Path) -> Any:
+    """A SentencePiece model as its protocol buffer, ModelProto.
+
+    Raises:
+        PipelineError: the file is not one.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+        if not model.pieces:
+            raise DecodeError("it has no pieces")
+    except DecodeError as error:
+        raise PipelineError(f"{path}: not a SentencePiece model: {error}") from None
+    return model
 
 
 def convert(path: Path) -> "Tokenizer":
@@ -25,15 +44,9 @@ def convert(path: Path) -> "Tokenizer":
     Raises:
         PipelineError: the file is not a SentencePiece model, or not one that can be converted.
     """
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-    model = sentencepiece_model_pb2.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError as error:
-        raise PipelineError(f"{path}: not a SentencePiece model: {error}") from None
+    model = read(path)
     spec, trainer = model.normalizer_spec, model.trainer_spec
     refused = [
         ("it is not a unigram model", trainer.model_type != UNIGRAM),

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifact import sha256_file
 from pipeline.errors import PipelineError
+from pipeline.globs import find
 from pipeline.registry import BenchmarkData
 from pipeline.stage import Context, main
 from pipeline.tasks import HUB, HubTask
@@ -46,8 +47,10 @@ def fetch(name: str, data: BenchmarkData, folder: Path) -> tuple[Path, str]:
 
     try:
         commit = data.revision or HfApi().dataset_info(data.repo).sha
+        # The hub's `*` crosses folders, and its `**/` needs one: so this may bring more than `gather` then takes.
+        patterns = list(dict.fromkeys(p for glob in data.files for p in (glob, glob.replace("**/", ""))))
         found = snapshot_download(
-            data.repo, repo_type="dataset", revision=commit, allow_patterns=data.files, local_dir=folder
+            data.repo, repo_type="dataset", revision=commit, allow_patterns=patterns, local_dir=folder
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise PipelineError(
@@ -65,7 +68,7 @@ def gather(name: str, data: BenchmarkData, source: Path, out: Path) -> list[str]
     """
     paths: set[str] = set()
     for pattern in data.files:
-        found = {path.relative_to(source).as_posix() for path in source.glob(pattern) if path.is_file()}
+        found = {path.relative_to(source).as_posix() for path in find(source, pattern)}
         if not found:
             raise PipelineError(f"benchmarks.{name}: no file {source / pattern}; correct `path` or `files`")
         paths |= found

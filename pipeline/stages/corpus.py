@@ -15,7 +15,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from pipeline.artifact import sha256_file, write_atomic
 from pipeline.engines import hub, textfiles
 from pipeline.errors import PipelineError
+from pipeline.globs import find, held_out
 from pipeline.registry import GeneratedFacts, GeneratedSums, HuggingFaceDataset, LocalFiles, Text
 from pipeline.stage import Context, main
 from pipeline.tasks import generate
@@ -79,6 +80,7 @@ class Files:
     Attributes:
         names: what tells that a later run reads the same files: path, and size and date or digest.
         revision: the commit they are of, for a data set.
+        left_out: paths that a wildcard would take but for their names, which are those of a held-out split.
         fetch: has file number n on this machine and returns its path.
         done: is told that no row of file number n is needed any more.
     """
@@ -87,6 +89,7 @@ class Files:
     fetch: Callable[[int], Path]
     done: Callable[[int], None] = lambda number: None
     revision: str | None = None
+    left_out: Sequence[str] = ()
 
 
 def _known_digests(source: Text, names: set[str]) -> None:
@@ -95,11 +98,14 @@ def _known_digests(source: Text, names: set[str]) -> None:
 
 
 def local_files(source: LocalFiles) -> Files:
-    """The files of a glob, checked against the digests of the registry."""
-    pattern = Path(source.path)
-    paths = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    """The files of a glob but for held-out ones (see `globs`), checked against the digests of the registry."""
+    found = find(Path(), source.path)
+    paths = [path for path in found if not held_out(str(path), source.path)]
+    left_out = [str(path) for path in found if held_out(str(path), source.path)]
     if not paths:
-        raise PipelineError(f"{source.path}: no such file; correct `path` in config/sources.yaml")
+        why = f"no such file but {left_out[0]}, held out by its name" if left_out else "no such file"
+        why = "a folder; write it with /**/*.jsonl for all such files in it" if Path(source.path).is_dir() else why
+        raise PipelineError(f"{source.path}: {why}; correct `path` in config/sources.yaml")
 
     _known_digests(source, {path.name for path in paths})
 
@@ -110,7 +116,8 @@ def local_files(source: LocalFiles) -> Files:
             raise PipelineError(f"{path}: its SHA-256 is not the one in config/sources.yaml; fetch the file again")
         return path
 
-    return Files([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths], fetch)
+    names = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    return Files(names, fetch, left_out=left_out)
 
 
 def hub_files(name: str, source: HuggingFaceDataset, folder: Path) -> Files:
@@ -123,7 +130,7 @@ def hub_files(name: str, source: HuggingFaceDataset, folder: Path) -> Files:
         )
     pinned = folder / "revision"
     revision = source.revision or (pinned.read_text() if pinned.exists() else None)
-    commit, files = hub.list_files(name, source, revision)
+    commit, files, left_out = hub.list_files(name, source, revision)
     _known_digests(source, {file.path for file in files} | {Path(file.path).name for file in files})
     folder.mkdir(exist_ok=True)
     write_atomic(pinned, commit)
@@ -139,7 +146,7 @@ def hub_files(name: str, source: HuggingFaceDataset, folder: Path) -> Files:
         return path(number)
 
     names = [[file.path, file.bytes, file.sha256] for file in files]
-    return Files(names, fetch, lambda number: path(number).unlink(missing_ok=True), commit)
+    return Files(names, fetch, lambda number: path(number).unlink(missing_ok=True), commit, left_out)
 
 
 # ---------------------------------------------------------------------------------------------------- shards
@@ -219,7 +226,13 @@ def read_files(ctx: Context, source: LocalFiles | HuggingFaceDataset) -> tuple[P
     end = write_shards(texts(), folder, start, save)
     for number in range(end.shards):
         _link(folder / f"documents-{number:05d}.parquet", ctx.out)
-    return end, {"revision": files.revision} if files.revision else {}
+    found: dict[str, Any] = {"revision": files.revision} if files.revision else {}
+    if files.left_out:
+        found["held_out_files"] = {"files": len(files.left_out), "first": files.left_out[:5]}
+        ctx.say(
+            f"{len(files.left_out)} files are held out by their names, as {files.left_out[0]}: they are not trained on"
+        )
+    return end, found
 
 
 def _link(path: Path, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
     python -m pipeline.stages.tokenize --scale mini --source facts [--ranks 8]
 
-Token ids are written by megatron-core's own IndexedDatasetBuilder; every document ends with the end-of-document token.
+Token ids are written by megatron-core's own IndexedDatasetBuilder; every document ends with the end-of-document token,
+and begins with the beginning-of-text token if the tokenizer's entry says so (`document_bos`). Special tokens that
+documents spell are counted, and read as text or as tokens as the source's entry says (`special_tokens`).
 The held-out documents are chosen by a hash of their number, so that the split does not depend on shards or workers.
 A row group of a shard is in memory at a time, in each of `--ranks` processes. A killed run continues with the shards
 that are not finished.
@@ -11,10 +13,12 @@ Out: train.bin, train.idx, validation.bin, validation.idx.
 """
 
 import itertools
+import json
 import multiprocessing
 import signal
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,33 +27,14 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.artifact import write_atomic
-from pipeline.engines import sentencepiece, textfiles
+from pipeline.engines import encoders, sentencepiece, textfiles
 from pipeline.engines.device import die_with_parent
 from pipeline.errors import PipelineError
+from pipeline.registry import Source
 from pipeline.stage import Context, main
 
 SPLITS = ("train", "validation")
 CHECK_DOCUMENTS, CHECK_CHARACTERS = 250, 2_000  # held-out text on which SentencePiece and tokenizer.json are compared
-
-Encode = Callable[[list[str]], list[list[int]]]
-
-
-def exact_encoder(folder: Path) -> Encode | None:
-    """Text to ids by the SentencePiece model, where the tokenizer has one."""
-    if not (folder / "tokenizer.model").exists():
-        return None
-    from sentencepiece import SentencePieceProcessor
-
-    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    return lambda texts: pieces.encode(texts, num_threads=1)
-
-
-def fast_encoder(folder: Path) -> Encode:
-    """Text to ids by the tokenizer.json that travels with checkpoints, without special tokens."""
-    from tokenizers import Tokenizer
-
-    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return lambda texts: [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def is_validation(document: int, share: float) -> bool:
@@ -59,16 +44,18 @@ def is_validation(document: int, share: float) -> bool:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How documents become ids: the tokenizer's folder and numbers, and the share held out."""
+    """How documents become ids: the tokenizer's folder and numbers, the share held out, and what spelt tokens are."""
 
     tokenizer: Path
     eod: int
     vocab_size: int
     share: float
+    bos: int | None = None
+    special_tokens: str = encoders.TEXT
 
 
 def tokenize_shard(shard: Path, first: int, recipe: Recipe, to: Path) -> None:
-    """Write one shard's two splits below `to`, and `to/done` last.
+    """Write one shard's two splits below `to`, and `to/done` last, with the special tokens that documents spell.
 
     Args:
         first: number of the shard's first document within the source.
@@ -76,13 +63,16 @@ def tokenize_shard(shard: Path, first: int, recipe: Recipe, to: Path) -> None:
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     to.mkdir(exist_ok=True)
-    encode = exact_encoder(recipe.tokenizer) or fast_encoder(recipe.tokenizer)
+    folder, spelt = recipe.tokenizer, recipe.special_tokens
+    encode = encoders.exact_encoder(folder, spelt) or encoders.fast_encoder(folder, spelt)
+    begin, spelt_tokens = [] if recipe.bos is None else [recipe.bos], encoders.SpeltTokens(folder)
     dtype = DType.optimal_dtype(recipe.vocab_size)
     builders = {split: IndexedDatasetBuilder(str(to / f"{split}.bin"), dtype=dtype) for split in SPLITS}
     document = first
     for texts in textfiles.read_groups(shard):
-        for ids in encode(texts):
-            ids.append(recipe.eod)
+        spelt_tokens.count(texts)
+        for found in encode(texts):
+            ids = [*begin, *found, recipe.eod]
             if max(ids) >= recipe.vocab_size:
                 raise PipelineError(f"{shard}: token {max(ids)} is beyond the vocabulary of {recipe.vocab_size}")
             builder = builders["validation" if is_validation(document, recipe.share) else "train"]
@@ -90,7 +80,7 @@ def tokenize_shard(shard: Path, first: int, recipe: Recipe, to: Path) -> None:
             document += 1
     for split, builder in builders.items():
         builder.finalize(str(to / f"{split}.idx"))
-    write_atomic(to / "done", str(document - first))
+    write_atomic(to / "done", json.dumps(spelt_tokens.counts))
 
 
 def _held_out(corpus: Path, share: float) -> Iterator[str]:
@@ -99,16 +89,17 @@ def _held_out(corpus: Path, share: float) -> Iterator[str]:
     return (text for number, text in documents if is_validation(number, share))
 
 
-def check_json(corpus: Path, tokenizer: Path, share: float) -> dict[str, int] | None:
+def check_json(corpus: Path, recipe: Recipe) -> dict[str, int] | None:
     """How the tokenizer.json differs from the SentencePiece model on held-out text, where there are both.
 
     On the first `CHECK_CHARACTERS` of the first `CHECK_DOCUMENTS` held-out documents.
     """
-    exact = exact_encoder(tokenizer)
+    exact = encoders.exact_encoder(recipe.tokenizer, recipe.special_tokens)
     if exact is None:
         return None
-    texts = [text[:CHECK_CHARACTERS] for text in itertools.islice(_held_out(corpus, share), CHECK_DOCUMENTS)]
-    pairs = list(zip(exact(texts), fast_encoder(tokenizer)(texts), strict=True))
+    fast = encoders.fast_encoder(recipe.tokenizer, recipe.special_tokens)
+    texts = [text[:CHECK_CHARACTERS] for text in itertools.islice(_held_out(corpus, recipe.share), CHECK_DOCUMENTS)]
+    pairs = list(zip(exact(texts), fast(texts), strict=True))
     return {
         "documents": len(pairs),
         "documents_differing": sum(left != right for left, right in pairs),
@@ -117,11 +108,41 @@ def check_json(corpus: Path, tokenizer: Path, share: float) -> dict[str, int] | 
     }
 
 
+def compare_with_expected(ctx: Context, source: Source, found: int) -> dict[str, Any]:
+    """The number of tokens against the registry's, where it has one; a difference is a warning."""
+    expected = getattr(source, "tokens", None)
+    if not expected:
+        return {}
+    difference = found - expected
+    compared = {"tokens": found, "tokens_expected": expected, "tokens_difference": difference}
+    compared["tokens_of_expected"] = round(found / expected, 4)
+    if not difference:
+        ctx.say(f"{found:,} tokens, exactly as many as config/sources.yaml expects")
+        return compared
+    more = f"{abs(difference):,} {'more' if difference > 0 else 'fewer'} ({difference / expected:+.4%})"
+    unconfirmed = getattr(source, "unconfirmed", None)
+    why = f"what is not known of this source may explain it: {unconfirmed}" if unconfirmed else "nothing explains it"
+    warning = (
+        f"source '{ctx.job.source}' has {found:,} tokens by tokenizer '{ctx.scale.data.tokenizer}', {more} than the "
+        f"{expected:,} that config/sources.yaml expects; {why}"
+    )
+    ctx.say(f"warning: {warning}")
+    return compared | {"warnings": [warning]}
+
+
 def run(ctx: Context) -> dict[str, Any]:
     from pipeline.engines.megatron_data import merge_indexed
 
-    tokenizer, corpus = ctx.records["tokenizer"].metrics, ctx.inputs["corpus"]
-    recipe = Recipe(ctx.inputs["tokenizer"], tokenizer["eod_id"], tokenizer["vocab_size"], ctx.scale.data.validation)
+    assert ctx.job.source is not None
+    tokenizer, corpus, source = ctx.records["tokenizer"].metrics, ctx.inputs["corpus"], ctx.dag.datasets[ctx.job.source]
+    recipe = Recipe(
+        tokenizer=ctx.inputs["tokenizer"],
+        eod=tokenizer["eod_id"],
+        vocab_size=tokenizer["vocab_size"],
+        share=ctx.scale.data.validation,
+        bos=tokenizer.get("document_bos_id"),
+        special_tokens=getattr(source, "special_tokens", encoders.TEXT),
+    )
     documents, parts, unfinished = 0, [], []
     for shard in textfiles.shards(corpus):
         part = ctx.state / shard.stem
@@ -139,6 +160,8 @@ def run(ctx: Context) -> dict[str, Any]:
             ctx.say(f"{arguments[0].name}: done")
 
     metrics: dict[str, Any] = {"eod_id": recipe.eod, "vocab_size": recipe.vocab_size}
+    if recipe.bos is not None:
+        metrics["document_bos_id"] = recipe.bos
     for split in SPLITS:
         found, tokens = merge_indexed([part / split for part in parts], ctx.out / split)
         metrics |= {f"{split}_documents": found, f"{split}_tokens": tokens}
@@ -148,13 +171,13 @@ def run(ctx: Context) -> dict[str, Any]:
                 f"change data.validation of scale '{ctx.job.scale}' or give the source more documents"
             )
     ctx.say(", ".join(f"{key} {value:,}" for key, value in metrics.items()))
-    assert ctx.job.source is not None
-    expected = getattr(ctx.dag.datasets[ctx.job.source], "tokens", None)
-    if expected:
-        found = metrics["train_tokens"] + metrics["validation_tokens"]
-        metrics["tokens_of_expected"] = round(found / expected, 4)
-        ctx.say(f"{found:,} tokens, {metrics['tokens_of_expected']:.2%} of the {expected:,} expected")
-    if (difference := check_json(corpus, recipe.tokenizer, recipe.share)) is not None:
+    spelt = sum((Counter(json.loads((part / "done").read_text())) for part in parts), Counter[str]())
+    metrics["special_tokens_spelt"] = dict(sorted(spelt.items()))
+    if spelt:
+        named = ", ".join(f"{count:,} times {token}" for token, count in sorted(spelt.items()))
+        ctx.say(f"documents spell special tokens, which are taken as {recipe.special_tokens}: {named}")
+    metrics |= compare_with_expected(ctx, source, metrics["train_tokens"] + metrics["validation_tokens"])
+    if (difference := check_json(corpus, recipe)) is not None:
         metrics["json_difference"] = difference
         ctx.say(f"tokenizer.json against tokenizer.model on held-out text: {difference}")
     return metrics

@@ -5,7 +5,8 @@
 `kind: words` trains a closed-vocabulary word-level tokenizer on the scale's corpora; `kind: file` takes a
 tokenizer.json, or a SentencePiece .model, with which corpora are then tokenised (about six times faster for the
 paper's tokenizer, and exact; docs/VALIDATION.md). A .model that comes alone is converted; `tokenize` counts what the
-conversion splits differently. Files that are not there are downloaded from the entry's `urls`.
+conversion splits differently. Files that are not there are downloaded from the entry's `urls`. What a tokenizer.json
+carries for inference or training (truncation, padding, dropout) is taken out, and said; its post-processor is replaced.
 
 The chat template passes text through (with the beginning-of-text token, if the tokenizer adds one), so that base
 models are prompted by verl exactly as by the evaluations.
@@ -13,13 +14,14 @@ models are prompted by verl exactly as by the evaluations.
 Out: tokenizer.json, tokenizer_config.json, chat_template.jinja; tokenizer.model if there is one.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import sha256_file
-from pipeline.engines import hub, sentencepiece, textfiles
+from pipeline.engines import hub, sentencepiece, textfiles, tokenizer_files
 from pipeline.engines.chat import pass_through
 from pipeline.errors import PipelineError
 from pipeline.registry import FileTokenizer, WordTokenizer
@@ -47,10 +49,12 @@ def train_words(corpora: list[Path]) -> "Tokenizer":
     return tokenizer
 
 
-def read_file(config: FileTokenizer) -> "Tokenizer":
-    """The tokenizer a user named: fetched if need be, checked against its digests, and converted if it has no json."""
-    from tokenizers import Tokenizer
+def read_file(config: FileTokenizer, name: str) -> tuple["Tokenizer", list[str]]:
+    """The tokenizer a user named, and the settings that were taken out of its file.
 
+    Its files are fetched if need be, checked against their digests and against each other, and converted if there is no
+    json.
+    """
     for path in config.files:
         wanted = config.sha256.get(path.name)
         if not path.is_file():
@@ -62,31 +66,36 @@ def read_file(config: FileTokenizer) -> "Tokenizer":
             raise PipelineError(f"{path}: its SHA-256 is not the one in config/sources.yaml; fetch the file again")
     if config.json_file is None:
         assert config.model_file is not None
-        return sentencepiece.convert(Path(config.model_file))
-    try:
-        return Tokenizer.from_file(config.json_file)
-    except Exception as error:  # the Rust library raises bare Exception
-        raise PipelineError(f"{config.json_file}: not a tokenizer.json: {error}") from None
+        data = json.loads(sentencepiece.convert(Path(config.model_file)).to_str())
+    else:
+        data = tokenizer_files.read(Path(config.json_file))
+        tokenizer_files.load(data, config.json_file)
+    taken_out = tokenizer_files.take_out_settings(data)
+    tokens = {key: token for key, token in (("eod", config.eod), ("bos", config.bos)) if token is not None}
+    for key, token in tokens.items():
+        tokenizer_files.make_special(data, token, key, name)
+    if config.model_file is not None:
+        for control in tokenizer_files.check_agreement(data, Path(config.model_file), tokens, name):
+            tokenizer_files.make_special(data, control, "control token", name)
+    return tokenizer_files.load(data, name), taken_out
 
 
 def run(ctx: Context) -> dict[str, Any]:
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    config = ctx.dag.tokenizer
+    config, name = ctx.dag.tokenizer, f"tokenizer '{ctx.scale.data.tokenizer}'"
+    taken_out: list[str] = []
     if isinstance(config, WordTokenizer):
         tokenizer, eod, bos = train_words(list(ctx.inputs.values())), EOD, EOD
     else:
-        tokenizer, eod, bos = read_file(config), config.eod, config.bos or config.eod
+        (tokenizer, taken_out), eod, bos = read_file(config, name), config.eod, config.bos or config.eod
         if config.model_file:
             shutil.copyfile(config.model_file, ctx.out / "tokenizer.model")
-    for token in (eod, bos):
-        if tokenizer.token_to_id(token) is None:
-            raise PipelineError(f"tokenizer '{ctx.scale.data.tokenizer}': '{token}' is not in its vocabulary")
-    size, rows = tokenizer.get_vocab_size(), ctx.scale.model.vocab_size
+    size, rows = tokenizer_files.size(json.loads(tokenizer.to_str())), ctx.scale.model.vocab_size
     if size > rows:
         raise PipelineError(
-            f"tokenizer '{ctx.scale.data.tokenizer}' has {size} tokens, more than model.vocab_size {rows} of scale "
+            f"{name} needs {size} rows (its largest id and one), more than model.vocab_size {rows} of scale "
             f"'{ctx.job.scale}'; raise it to a multiple of 128 of at least {size}"
         )
     special = [(bos, tokenizer.token_to_id(bos))] if config.add_bos else []
@@ -105,8 +114,13 @@ def run(ctx: Context) -> dict[str, Any]:
         **words,
     )
     fast.save_pretrained(ctx.out)
-    ctx.say(f"{size} tokens, end of document {eod}")
+    ctx.say(f"ids up to {size - 1}, end of document {eod}")
     metrics: dict[str, Any] = {"vocab_size": size, "eod_id": tokenizer.token_to_id(eod), "adds_bos": config.add_bos}
+    if isinstance(config, FileTokenizer) and config.document_bos:
+        metrics["document_bos_id"] = tokenizer.token_to_id(bos)
+    if taken_out:
+        metrics["taken_out"] = taken_out
+        ctx.say(f"taken out of tokenizer.json, with which tokens would be others: {', '.join(taken_out)}")
     if isinstance(config, FileTokenizer) and config.unconfirmed:
         metrics["warnings"] = [f"unconfirmed tokenizer: {config.unconfirmed}"]
         ctx.say(f"warning: {metrics['warnings'][0]}")

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline.dag import Dag
+from pipeline.globs import find
 from pipeline.tasks import HUB
 from pipeline.tasks.code_tests import lay_code_eval
 
@@ -33,7 +34,7 @@ def present_configs(readme: str, files: Path) -> str:
     def present(config: dict[str, Any]) -> bool:
         entries = config.get("data_files", [])
         paths = [entry["path"] if isinstance(entry, dict) else entry for entry in always_list(entries)]
-        return all(any(files.glob(pattern)) for path in paths for pattern in always_list(path))
+        return all(any(find(files, pattern)) for path in paths for pattern in always_list(path))
 
     configs = [config for config in head.get("configs", []) if present(config)]
     return f"---\n{yaml.safe_dump({'configs': configs})}---\n" if configs else readme
