@@ -193,7 +193,7 @@ class LossTask(EvalTask):
     def options(self) -> str:
         """As `EvalTask`, with the variant and the seed where they are not the default."""
         default = type(self).model_fields
-        variant = self.variant if self.variant != default["variant"].default else ""
+        variant = f"variant {self.variant}" if self.variant != default["variant"].default else ""
         seed = f"seed {self.seed}" if self.seed != default["seed"].default else ""
         return ", ".join(filter(None, [super().options, variant, seed]))
 

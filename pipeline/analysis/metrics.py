@@ -1,4 +1,4 @@
-"""What a number of the tables is: of which entry of which stage, what its metric measures, what kind of task it is of."""
+"""What a number of the tables is: of which entry of which stage, what its metric measures, of what kind its task is."""
 
 import re
 from collections.abc import Mapping

@@ -7,8 +7,8 @@ tokenizer.json, or a SentencePiece .model, with which corpora are then tokenised
 paper's tokenizer, and exact; docs/VALIDATION.md). A .model that comes alone is converted; `tokenize` counts what the
 conversion splits differently. Files that are not there are downloaded from the entry's `urls`.
 
-The chat template passes text through (with the beginning-of-text token, if the tokenizer adds one), so that base
-models are prompted by verl exactly as by the evaluations.
+The chat template passes text through (with the beginning-of-text token, if the tokenizer adds one), since base models
+know no roles.
 
 Out: tokenizer.json, tokenizer_config.json, chat_template.jinja; tokenizer.model if there is one.
 """
