@@ -37,8 +37,8 @@ def tidy(records: Mapping[str, Record], points: Mapping[str, Point]) -> pd.DataF
     Columns: scale, point, hidden, experts, topk, seed, series, total_params, active_params, density (k/E), sparsity
     (1 - k/E), step (of pre-training), tokens (training, until that step, as the next two), tokens_per_param (total),
     flops, variant, stage, task, shots (null but for evaluations), options (of an evaluation's entry, such as "first 200
-    items, variant authors"; else empty), entry (`entries`), metric, value, n (items; null if the record gives none), stderr
-    (likewise), fingerprint (of the record).
+    items, variant authors"; else empty), entry (`entries`), metric, value, n (items; null if the record gives none),
+    stderr (likewise), fingerprint (of the record).
 
     Raises:
         PipelineError: a record's `results` are not rows of task, metric, value, stderr and n.
