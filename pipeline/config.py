@@ -109,10 +109,25 @@ class Convert(Strict):
     check_tokens: Positive = Field(256, description="validation tokens compared")
 
 
+AddBos = Annotated[
+    bool | None,
+    Field(
+        description="prompts begin with the tokenizer's beginning-of-text token; null: where the tokenizer adds it "
+        "by itself"
+    ),
+]
+
+
 class Grpo(Strict):
     """The post-training recipe (docs/PAPER.md, post-training), in verl's terms."""
 
     task: Name
+    prompt: Literal["question_answer", "bare"] = Field(
+        "question_answer",
+        description="question_answer: the task's own template, as evaluations prompt; bare: the question and two line "
+        "feeds, as the authors prompt",
+    )
+    add_bos: AddBos = None
     reward: Literal["answer", "code"] = Field(
         "answer",
         description="answer: the task's final answer in the text; code: the authors' reward, which runs a program in "
@@ -125,6 +140,9 @@ class Grpo(Strict):
     lr: Rate
     kl_coef: NonNegative = 0.001
     clip: Rate = 0.2
+    dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
+        3.0, description="bound of the probability ratio where the advantage is negative; null: none, as the authors"
+    )
     clip_grad: Rate = 1.0
     l1_clip: bool = Field(
         False,
@@ -156,6 +174,11 @@ class EvalTask(Strict):
     shots: int = Field(0, ge=0)
     limit: Positive | None = Field(None, description="first N test items only")
 
+    @property
+    def options(self) -> str:
+        """What beyond task and shots tells this entry from others, for a reader: "first 200 items"; empty for none."""
+        return f"first {self.limit} items" if self.limit else ""
+
 
 class LossTask(EvalTask):
     """One task of the task-loss stage.
@@ -167,20 +190,33 @@ class LossTask(EvalTask):
     seed: int = Field(42, description="of the draw of worked examples, for the published tasks")
     variant: Literal["spaced", "authors"] = "spaced"
 
+    @property
+    def options(self) -> str:
+        """As `EvalTask`, with the variant and the seed where they are not the default."""
+        default = type(self).model_fields
+        variant = f"variant {self.variant}" if self.variant != default["variant"].default else ""
+        seed = f"seed {self.seed}" if self.seed != default["seed"].default else ""
+        return ", ".join(filter(None, [super().options, variant, seed]))
+
 
 AnyTask = TypeVar("AnyTask", bound=EvalTask)
 
 
 class Evaluation(Strict, Generic[AnyTask]):
-    """What the evaluation stages share."""
+    """What the evaluation stages share. A task may be listed again with other shots, limit, variant or seed."""
 
     tasks: list[AnyTask] = Field(min_length=1)
+    add_bos: AddBos = None
 
     @model_validator(mode="after")
-    def _each_task_once(self) -> "Evaluation":
-        names = [item.task for item in self.tasks]
-        if len(set(names)) < len(names):
-            raise ValueError(f"a task is listed twice: {', '.join(names)}")
+    def _each_entry_once(self) -> "Evaluation":
+        seen: set[tuple[str, int, str]] = set()  # what tells rows of results apart
+        for item in self.tasks:
+            entry = (item.task, item.shots, item.options)
+            if entry in seen:
+                also = f", {item.options}" if item.options else ""
+                raise ValueError(f"'{item.task}' is listed twice in the same way (shots {item.shots}{also})")
+            seen.add(entry)
         return self
 
 

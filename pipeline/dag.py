@@ -33,10 +33,10 @@ STAGES: dict[str, int] = {
     "convert": 1,
     "adopt": 1,
     "grpo": 3,
-    "benchmark": 1,
+    "benchmark": 2,
     "decode": 2,
-    "taskloss": 2,
-    "table": 3,
+    "taskloss": 3,
+    "table": 4,
     "figures": 1,
     "report": 2,
 }

@@ -170,13 +170,17 @@ def save_checkpoint(ctx: Context, texts: list[str]) -> Row:
 
 
 def build(folder: Path) -> Lab:
-    """A lab whose one point is asked all eight stock tasks and all six task-loss sets, three items each."""
+    """A lab whose one point is asked all eight stock tasks (GSM8K also without shots) and all six task-loss sets.
+
+    Three items each.
+    """
     hub = lay_out(folder)
     grid = yaml.safe_load(Path("config/grid.yaml").read_text())
     sources = yaml.safe_load(Path("config/sources.yaml").read_text())
     for data in sources["benchmarks"].values():
         data["path"] = str(hub / data["repo"])
     stock = [{"task": task, "shots": shots, "limit": 3} for task, shots in SHOTS.items()]
+    stock.append({"task": "gsm8k", "shots": 0, "limit": 3})
     losses = [{"task": task, "shots": shots, "limit": 3} for task, shots in LOSSES.items()]
     grid["scales"]["smoke"] |= {
         "points": [{"hidden": 32, "experts": 4, "topk": 2}],

@@ -40,8 +40,17 @@ def dag_of(*points: dict[str, Any], **changes: Any) -> Dag:
     )
 
 
-def row(task: str, metric: str, value: float, stderr: float | None = 0.02, n: int | None = 64) -> dict[str, Any]:
-    return {"task": task, "metric": metric, "value": value, "stderr": stderr, "n": n}
+def row(
+    task: str,
+    metric: str,
+    value: float,
+    stderr: float | None = 0.02,
+    n: int | None = 64,
+    shots: int = 0,
+    options: str = "",
+) -> dict[str, Any]:
+    asked = {"task": task, "shots": shots, "options": options}
+    return asked | {"metric": metric, "value": value, "stderr": stderr, "n": n}
 
 
 def plausible(ctx: Context) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def test_every_evaluated_number_is_a_row_that_names_its_record(made, dag, result
                 (results["point"] == job.point) & (results["variant"] == job.variant) & (results["stage"] == stage)
             ]
             assert mine["fingerprint"].unique().tolist() == [dag.fingerprint(job)]
-            found = mine[["task", "metric", "value", "stderr", "n"]].to_dict("records")
+            found = mine[["task", "shots", "options", "metric", "value", "stderr", "n"]].to_dict("records")
             assert found == read_record(made.parent / job.folder).metrics["results"]
 
 
@@ -194,6 +203,105 @@ def test_curve_file_without_steps_is_named(tmp_path, dag):
 
     with pytest.raises(PipelineError, match=r"pretrain/metrics.parquet: no column 'step'"):
         make(tmp_path, dag, broken)
+
+
+# ---------------------------------------------------------------------------------------------- entries
+
+
+def in_two_ways(ctx: Context) -> dict[str, Any]:
+    """`plausible`, but every evaluation asks `sums` twice, and each way has values of its own."""
+    size, after = ctx.point.experts / 64, 0.1 * (ctx.job.variant == GRPO)
+    match ctx.job.stage:
+        case "benchmark":
+            few, none = (row("sums", "exact_match", v + size + after, shots=n) for n, v in ((4, 0.3), (0, 0.1)))
+            return {"results": [few, row("recall", "exact_match", size, shots=1), none]}
+        case "decode":
+            ways = ((4, 0.3), (0, 0.1))
+            return {"results": [row("sums", f"majority@{n}", v + n / 10, shots=s) for s, v in ways for n in (1, 4)]}
+        case "taskloss":
+            ways = (("", 1.5), ("first 200 items", 1.3), ("first 200 items, variant authors", 1.1))
+            return {"results": [row("sums", "nll", v - size, shots=4, options=text) for text, v in ways]}
+    return plausible(ctx)
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(
+        tmp_path_factory.mktemp("twice"),
+        dag_of({"hidden": 32, "experts": [4, 8], "topk": 2, "grpo": True}),
+        in_two_ways,
+    )
+
+
+WAYS = {
+    "benchmark": ("sums (4 shots)", "sums (0 shots)", "recall"),
+    "decode": ("sums (4 shots)", "sums (0 shots)"),
+    "taskloss": ("sums", "sums (first 200 items)", "sums (first 200 items, variant authors)"),
+}
+
+
+def test_entries_of_one_task_are_rows_of_their_own(twice):
+    results = pd.read_parquet(twice / "table" / "results.parquet")
+    for stage, names in WAYS.items():
+        mine = results[results["stage"] == stage]
+        assert set(mine["entry"]) == set(names), "and a task that is asked in one way keeps its name"
+    assert not results.duplicated(["point", "variant", "stage", "entry", "metric"]).any()
+    accuracy = results[(results["stage"] == "benchmark") & (results["variant"] == BASE) & (results["experts"] == 4)]
+    assert dict(zip(accuracy["entry"], accuracy["value"], strict=True)) == pytest.approx(
+        {"sums (4 shots)": 0.3625, "recall": 0.0625, "sums (0 shots)": 0.1625}
+    )
+    assert accuracy["shots"].tolist() == [4, 1, 0]
+    csv = pd.read_csv(twice / "table" / "results.csv", dtype=str, keep_default_na=False)
+    assert csv["entry"].tolist() == results["entry"].tolist()
+    merged = tables.over_seeds(results)
+    assert set(merged["seeds"]) == {1}, "two ways of asking are not two seeds"
+
+
+def test_entries_of_one_task_have_columns_of_their_own(twice):
+    wide = pd.read_csv(twice / "table" / "wide.csv", dtype=str, keep_default_na=False)
+    line = wide[wide["variant"] == BASE].iloc[0]
+    assert (
+        line["sums (4 shots) exact_match"] == "0.362 ± 0.020" and line["sums (0 shots) exact_match"] == "0.163 ± 0.020"
+    )
+    assert line["sums (4 shots) majority@4"] == "0.700 ± 0.020" and line["sums (0 shots) majority@4"] == "0.500 ± 0.020"
+    assert line["recall exact_match"] == "0.062 ± 0.020"
+    assert [line[f"{name} nll"] for name in WAYS["taskloss"]] == ["1.438 ± 0.020", "1.238 ± 0.020", "1.038 ± 0.020"]
+    markdown = (twice / "table" / "wide.md").read_text().splitlines()[0]
+    assert "| sums (4 shots) exact_match |" in markdown
+
+
+def test_entries_of_one_task_have_panels_and_comparisons_of_their_own(twice):
+    results, curves = (pd.read_parquet(twice / "table" / f"{name}.parquet") for name in ("results", "curves"))
+    charts = {
+        chart.name: [p.title for chart_row in chart.rows for p in chart_row]
+        for chart in figures.charts(results, curves)
+    }
+    assert {f"{name} (n = 64)" for name in WAYS["benchmark"]} <= set(charts["accuracy"])
+    assert {f"{name} (n = 64)" for name in WAYS["taskloss"]} <= set(charts["task_loss"])
+    assert {"sums (4 shots) (n = 64)", "sums (0 shots) (n = 64)"} <= set(charts["grpo"])
+    assert {title.partition(":")[0] for title in charts["self_consistency"]} == set(WAYS["decode"])
+    topics = {topic.name: topic for topic in claims.topics(results)}
+    reasoning = {finding.what for finding in topics["Reasoning"].findings}
+    assert {f"{name} nll" for name in WAYS["taskloss"]} < reasoning
+    assert {"sums (4 shots) exact_match", "sums (0 shots) exact_match after GRPO"} < reasoning
+    assert {finding.what for finding in topics["GRPO"].findings} >= {
+        "sums (4 shots) exact_match",
+        "sums (0 shots) majority@4",
+    }
+    page = (twice / "report" / "report.html").read_text()
+    assert "sums (0 shots) exact_match" in page and ">0.163 ± 0.020<" in page and ">0.362 ± 0.020<" in page
+    assert "sums (first 200 items, variant authors)" in page
+
+
+def test_records_from_before_rows_said_their_shots_are_tabulated(tmp_path):
+    """`accept` keeps such artifacts."""
+
+    def older(ctx):
+        results = in_two_ways(ctx)["results"] if ctx.job.stage == "benchmark" else []
+        return {"results": [{k: v for k, v in one.items() if k not in ("shots", "options")} for one in results[:2]]}
+
+    results = results_of(tmp_path, dag_of({"hidden": 32, "experts": 4, "topk": 2}), older)
+    assert set(results["entry"]) == {"sums", "recall"} and results["shots"].isna().all()
 
 
 # ---------------------------------------------------------------------------------------------- seeds and noise

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import load_grid, schemas
+from pipeline.config import EvalTask, LossTask, load_grid, schemas
 from pipeline.dag import Dag
 from pipeline.errors import PipelineError
 from pipeline.registry import load_sources
@@ -88,9 +88,31 @@ def test_scale_can_extend_another_only_if_it_exists(tmp_path):
         load_grid(grid_file(tmp_path, extends="maxi"))
 
 
-def test_a_task_listed_twice_is_refused(tmp_path):
-    with pytest.raises(PipelineError, match="scales.smoke.decode: a task is listed twice: sums, sums"):
-        load_grid(grid_file(tmp_path, decode__tasks=[{"task": "sums"}, {"task": "sums"}]))
+@pytest.mark.parametrize("stage", ["benchmark", "decode", "taskloss"])
+def test_the_same_entry_twice_is_refused(tmp_path, stage):
+    entries = [{"task": "sums", "shots": 1}, {"task": "sums"}, {"task": "sums", "shots": 1, "limit": None}]
+    with pytest.raises(PipelineError, match=rf"smoke.{stage}: 'sums' is listed twice in the same way \(shots 1\)"):
+        load_grid(grid_file(tmp_path, **{f"{stage}__tasks": entries}))
+
+
+@pytest.mark.parametrize("model", [EvalTask, LossTask])
+def test_each_field_of_an_entry_tells_it_from_others_of_its_task(model):
+    """Rows of results are told apart by shots and options alone."""
+    changes = {"shots": 4, "limit": 200, "seed": 43, "variant": "authors"}
+    one = model(task="gsm8k")
+    ways = [(one.shots, one.options)]
+    for name in model.model_fields.keys() - {"task"}:
+        other = one.model_copy(update={name: changes[name]})
+        ways.append((other.shots, other.options))
+    assert len(set(ways)) == len(model.model_fields), ways
+    every = model(task="gsm8k", **{name: changes[name] for name in model.model_fields if name in changes})
+    assert every.options == ("first 200 items, variant authors, seed 43" if model is LossTask else "first 200 items")
+
+
+def test_a_task_may_be_listed_again_in_another_way(tmp_path):
+    losses = [{"task": "sums"} | more for more in ({}, {"shots": 1}, {"limit": 4}, {"variant": "authors"}, {"seed": 1})]
+    path = grid_file(tmp_path, taskloss__tasks=losses, decode__tasks=losses[:3], benchmark__tasks=losses[:3])
+    assert [len(tasks) for tasks in Dag.load("smoke", path).asked.values()] == [3, 3, 5, 1]
 
 
 def test_a_missing_grid_file_says_where_to_run():

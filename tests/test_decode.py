@@ -101,7 +101,7 @@ def test_killed_run_continues_to_the_same_artifact(lab, fresh, monkeypatch, reco
     command += ["--results", str(fresh.results), "--point", job.point, "--variant", job.variant, "--device", "cpu"]
     state = fresh.results / ".state" / job.folder
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(state.glob("work-*/sums-000000.json")) and process.poll() is None:
+    while not list(state.glob("work-*/0-sums-000000.json")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

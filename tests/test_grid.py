@@ -117,6 +117,32 @@ def test_ablations_change_what_they_say_and_nothing_else():
     assert long.name == "d2048-E16-k2-7.1B-A1.5B" and long.tokens == pytest.approx(1e12, rel=1e-5)
 
 
+@pytest.mark.parametrize(("family", "points"), [("math", 65), ("code", 3)])
+def test_released_checkpoints_are_adopted_by_their_names_on_the_hub(family, points):
+    dag = Dag.load(f"{family}-released", CONFIG / "grid.yaml")
+    origins = {name: point.adopt for name, point in dag.points.items()}
+    assert len(origins) == points and set(origins) == set(Dag.load(family, CONFIG / "grid.yaml").points)
+    assert {name: origin.repo for name, origin in origins.items()} == {
+        name: f"llm-jp/optimal-sparsity-{family}-{name}" for name in origins
+    }
+    assert not dag.of("pretrain") and not dag.of("convert") and len(dag.of("adopt")) == points
+    known = {"d512-E32-k16-920M-A520M": "1d5983076dfc67aee4a77ec06a27027f5bab6055"} if family == "math" else {}
+    assert {name: origin.revision for name, origin in origins.items()} == dict.fromkeys(origins, "main") | known
+    if family == "code":
+        assert set(origins) == {"d512-E8-k2-320M-A170M", "d512-E16-k8-520M-A320M", "d1024-E64-k8-6.7B-A1.1B"}
+
+
+def test_post_training_and_evaluation_of_the_papers_scale_are_the_authors():
+    """docs/PAPER.md, post-training and evaluation."""
+    scale = Dag.load("math", CONFIG / "grid.yaml").scale
+    grpo = scale.grpo
+    assert (grpo.reward, grpo.prompt, grpo.add_bos, grpo.dual_clip) == ("code", "bare", False, None)
+    assert (scale.benchmark.add_bos, scale.decode.add_bos, scale.taskloss.add_bos) == (False, True, True)
+    asked = [(entry.task, entry.shots) for entry in scale.benchmark.tasks]
+    assert [shots for task, shots in asked if task == "gsm8k"] == [4, 0]
+    assert [(entry.task, entry.shots) for entry in scale.decode.tasks] == [("gsm8k", 0)]
+
+
 def test_parameter_counts_measured_on_released_checkpoints():
     assert {e: point(512, e, 2).total_params for e in MEASURED} == MEASURED
 

@@ -66,21 +66,21 @@ def test_prompts_reach_verl_with_the_ids_that_evaluations_use(tokenizer_folder: 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    table, too_long = prompt_rows(items, tokenizer_folder, "sums", max_prompt=16)
+    table, too_long = prompt_rows(items, tokenizer_folder, RECIPE.model_copy(update={"max_prompt": 16}))
     assert too_long == 0 and table.num_rows == 3
     for row in table.to_pylist():
-        chat = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=True)
-        assert chat["input_ids"] == tokenizer(row["prompt"][0]["content"])["input_ids"]
-        assert chat["input_ids"][0] == tokenizer.bos_token_id != chat["input_ids"][1]
+        ids = row["extra_info"]["prompt_ids"]
+        assert ids == tokenizer(row["prompt"][0]["content"])["input_ids"]
+        assert ids[0] == tokenizer.bos_token_id != ids[1]
     first = table.to_pylist()[0]
     assert first["reward_model"]["ground_truth"] == "0" and first["data_source"] == "sums"
 
 
 def test_questions_longer_than_the_limit_are_left_out_and_counted(tokenizer_folder: Path, items: Path) -> None:
-    table, too_long = prompt_rows(items, tokenizer_folder, "sums", max_prompt=7)
+    table, too_long = prompt_rows(items, tokenizer_folder, RECIPE.model_copy(update={"max_prompt": 7}))
     assert (table.num_rows, too_long) == (1, 2)
     with pytest.raises(PipelineError, match="max_prompt = 3"):
-        prompt_rows(items, tokenizer_folder, "sums", max_prompt=3)
+        prompt_rows(items, tokenizer_folder, RECIPE.model_copy(update={"max_prompt": 3}))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -116,6 +116,38 @@ def test_settings_are_valid_for_verl_and_carry_the_recipe(device: str, tmp_path:
     assert inspect.signature(torch.optim.AdamW).parameters["eps"].default == 1e-8
     assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.val_kwargs.do_sample) == (1.0, 1, -1, False)
     assert (actor.ppo_epochs, actor.loss_agg_mode, config.algorithm.norm_adv_by_std_in_grpo) == (1, "token-mean", True)
+
+
+@pytest.mark.parametrize(("dual_clip", "bound"), [(3.0, 3.0), (1.5, 1.5), (None, None)])
+def test_the_ratio_is_bounded_where_the_advantage_is_negative_as_said(
+    dual_clip: float | None, bound: float | None, tmp_path: Path
+) -> None:
+    """verl's own loss, at ratios up to those at which it cuts their logarithm."""
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.workers.config import FSDPActorConfig
+
+    recipe = RECIPE.model_copy(update={"dual_clip": dual_clip})
+    settings = verl.overrides(recipe, Execution(device="cpu"), tmp_path, tmp_path, train_rows=10)
+    given = {
+        item.partition("=")[0].rpartition(".")[2]: item.partition("=")[2] for item in settings if "clip_ratio" in item
+    }
+    config = FSDPActorConfig(
+        strategy="fsdp2",
+        rollout_n=1,
+        ppo_mini_batch_size=1,
+        ppo_micro_batch_size_per_gpu=1,
+        **{name: float(value) for name, value in given.items()},
+    )
+    for log_ratio in (0.0, 0.4, 2.0, 10.0, 19.0, 20.0):
+        old, new = torch.zeros(1, 1), torch.full((1, 1), log_ratio)
+        for advantage in (-1.0, 1.0):
+            loss, _ = get_policy_loss_fn("vanilla")(
+                old, new, torch.full((1, 1), advantage), torch.ones(1, 1), "token-mean", config
+            )
+            ratio = torch.exp(new).item()
+            without = max(-advantage * ratio, -advantage * min(max(ratio, 1 - recipe.clip), 1 + recipe.clip))
+            wanted = without if advantage > 0 or bound is None else min(without, bound)
+            assert loss.item() == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["answer", "code"])

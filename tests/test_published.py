@@ -65,8 +65,23 @@ def test_the_data_is_part_of_what_the_result_is_made_from(lab, record):
 @pytest.mark.parametrize("task", ["gsm8k", "gsm_plus", "triviaqa", "hellaswag", "humaneval", "humaneval_plus"])
 def test_task_loss_asks_what_lm_eval_asks(lab, record, task):
     rows = lab.rows("benchmark", "samples.parquet")
-    asked = {row["item"]: row["prompt"] for row in rows if row["task"] == task}
+    asked = {row["item"]: row["prompt"] for row in rows if (row["task"], row["shots"]) == (task, SHOTS[task])}
     assert asked == {question.item: question.prompt for question in questions(lab, task, SHOTS[task])}
+
+
+def test_a_task_asked_in_two_ways_has_results_and_samples_of_each(lab, record):
+    rows = [row for row in lab.rows("benchmark", "samples.parquet") if row["task"] == "gsm8k"]
+    for shots in (0, 4):
+        asked = {row["item"]: row["prompt"] for row in rows if row["shots"] == shots}
+        assert asked == {question.item: question.prompt for question in questions(lab, "gsm8k", shots)}
+    results = [
+        (row["shots"], row["options"], row["metric"]) for row in record.metrics["results"] if row["task"] == "gsm8k"
+    ]
+    assert results == [
+        (shots, "first 3 items", f"exact_match,{name}")
+        for shots in (4, 0)
+        for name in ("strict-match", "flexible-extract")
+    ]
 
 
 def test_another_seed_draws_other_examples(lab):
@@ -141,6 +156,7 @@ def test_the_authors_boundary_is_the_prompts_own_length():
         cut = range(0, len(text), 2)
         return {"input_ids": list(cut), "offset_mapping": [(i, min(i + 2, len(text))) for i in cut]}
 
+    tokenizer.bos_token_id = None
     assert taskloss.encode(tokenizer, "abc", "defg", "authors") == ([0, 2, 4, 6], [2, 3], True)
     assert taskloss.encode(tokenizer, "abc", "defg") == ([0, 2, 4, 6], [1, 2, 3], True)
     assert taskloss.encode(tokenizer, "ab", "defg", "authors") == ([0, 2, 4], [1, 2], False)

@@ -12,7 +12,8 @@ from itertools import pairwise
 
 import pandas as pd
 
-from pipeline.analysis.tables import AT, MEMORISATION, REASONING, family, kind, over_seeds, plus_minus, primary
+from pipeline.analysis.metrics import AT, MEMORISATION, REASONING, Key, family, kind, primary
+from pipeline.analysis.tables import over_seeds, plus_minus
 from pipeline.dag import BASE, GRPO
 from pipeline.grid import short
 
@@ -45,7 +46,7 @@ class Difference:
 class Finding:
     """One comparison: a row of the report."""
 
-    what: str  # task and metric
+    what: str  # entry and metric
     where: str  # the models compared
     before: str
     after: str
@@ -100,8 +101,8 @@ def topics(results: pd.DataFrame) -> list[Topic]:
     """The questions that the table has comparisons for."""
     merged = over_seeds(results[results["variant"].isin([BASE, GRPO])])
     keys = [key for wanted in ("accuracy", "bits", "loss", "majority") for key in primary(merged, wanted)]
-    by_kind = {side: [key for key in keys if kind(key[1]) == side] for side in (MEMORISATION, REASONING)}
-    losses = [("pretrain", "pretrain", metric) for metric in ("train_loss", "validation_loss")]
+    by_kind = {side: [key for key in keys if kind(key.task) == side] for side in (MEMORISATION, REASONING)}
+    losses = [Key("pretrain", "pretrain", "pretrain", metric) for metric in ("train_loss", "validation_loss")]
     found = [
         Topic(
             "Loss",
@@ -149,11 +150,6 @@ def topics(results: pd.DataFrame) -> list[Topic]:
     return [topic for topic in found if topic.findings]
 
 
-def _pick(merged: pd.DataFrame, key: tuple[str, str, str]) -> pd.DataFrame:
-    stage, task, metric = key
-    return merged[(merged["stage"] == stage) & (merged["task"] == task) & (merged["metric"] == metric)]
-
-
 def _finding(what: str, where: str, before: pd.Series, after: pd.Series, remark: str = "") -> Finding:
     texts = [plus_minus(row["value"], row["stderr"]) for row in (before, after)]
     return Finding(what, where, texts[0], texts[1], compare(before, after), remark)
@@ -163,17 +159,17 @@ def _after(variant: object) -> str:
     return " after GRPO" if variant == GRPO else ""
 
 
-def _trends(merged: pd.DataFrame, keys: Iterable[tuple[str, str, str]]) -> Iterable[Finding]:
+def _trends(merged: pd.DataFrame, keys: Iterable[Key]) -> Iterable[Finding]:
     """Smallest against largest model of each series, with what happens in between as the remark."""
     for key in keys:
-        for (series, variant), group in _pick(merged, key).groupby(["series", "variant"], sort=True):
+        for (series, variant), group in key.rows(merged).groupby(["series", "variant"], sort=True):
             cells = [row for _, row in group.sort_values("total_params").iterrows()]
             if len(cells) < 2:
                 continue
             first, last = cells[0], cells[-1]
             sizes = f"E={first['experts']} to {last['experts']}"
             sizes += f" ({short(first['total_params'])} to {short(last['total_params'])} total)"
-            yield _finding(f"{key[1]} {key[2]}{_after(variant)}", f"{series}, {sizes}", first, last, _between(cells))
+            yield _finding(f"{key.heading}{_after(variant)}", f"{series}, {sizes}", first, last, _between(cells))
 
 
 def _between(cells: list[pd.Series]) -> str:
@@ -202,10 +198,10 @@ def _count(steps: list[Difference], verdict: str) -> str:
     return "" if UNKNOWN in verdicts else f" ({verdicts.count(verdict)} beyond noise)"
 
 
-def _wider(merged: pd.DataFrame, keys: Iterable[tuple[str, str, str]]) -> Iterable[Finding]:
+def _wider(merged: pd.DataFrame, keys: Iterable[Key]) -> Iterable[Finding]:
     """Neighbouring top-k at equal width, experts and recipe: total parameters are equal, active ones are not."""
     for key in keys:
-        rows = _pick(merged, key)
+        rows = key.rows(merged)
         rows = rows[rows["variant"] == BASE]
         recipes = [s.removeprefix(f"d{d}-k{k}") for s, d, k in rows[["series", "hidden", "topk"]].to_numpy().tolist()]
         for (hidden, experts, recipe), group in rows.assign(recipe=recipes).groupby(["hidden", "experts", "recipe"]):
@@ -213,26 +209,26 @@ def _wider(merged: pd.DataFrame, keys: Iterable[tuple[str, str, str]]) -> Iterab
             for before, after in pairwise(cells):
                 active = f"{short(before['active_params'])} to {short(after['active_params'])} active"
                 where = f"d{hidden}-E{experts}{recipe}, k={before['topk']} to {after['topk']} ({active})"
-                yield _finding(f"{key[1]} {key[2]}", where, before, after)
+                yield _finding(key.heading, where, before, after)
 
 
-def _post_trained(merged: pd.DataFrame, keys: Iterable[tuple[str, str, str]]) -> Iterable[Finding]:
+def _post_trained(merged: pd.DataFrame, keys: Iterable[Key]) -> Iterable[Finding]:
     """Each model before and after GRPO."""
     for key in keys:
-        for (series, experts), group in _pick(merged, key).groupby(["series", "experts"], sort=True):
+        for (series, experts), group in key.rows(merged).groupby(["series", "experts"], sort=True):
             cells = {row["variant"]: row for _, row in group.iterrows()}
             if cells.keys() >= {BASE, GRPO}:
-                yield _finding(f"{key[1]} {key[2]}", f"{series}, E={experts}", cells[BASE], cells[GRPO])
+                yield _finding(key.heading, f"{series}, E={experts}", cells[BASE], cells[GRPO])
 
 
 def _voted(merged: pd.DataFrame) -> Iterable[Finding]:
     """Majority of one sample (plain sampling) against majority of the most samples, in each model."""
     votes = merged[merged["metric"].str.startswith("majority@")]
     votes = votes.assign(samples=votes["metric"].str.extract(AT.pattern)[1].astype("int64"))
-    for (task, series, experts, variant), group in votes.groupby(["task", "series", "experts", "variant"], sort=True):
+    for (entry, series, experts, variant), group in votes.groupby(["entry", "series", "experts", "variant"], sort=True):
         cells = [row for _, row in group.sort_values("samples").iterrows()]
         if cells[0]["samples"] == 1 and len(cells) > 1:
-            what = f"{task} majority@1 to @{cells[-1]['samples']}{_after(variant)}"
+            what = f"{entry} majority@1 to @{cells[-1]['samples']}{_after(variant)}"
             yield _finding(what, f"{series}, E={experts}", cells[0], cells[-1])
 
 

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from pipeline.analysis.tables import AT, MEMORISATION, REASONING, family, kind, over_seeds, primary
+from pipeline.analysis.metrics import AT, MEMORISATION, REASONING, Key, family, kind, primary
+from pipeline.analysis.tables import over_seeds
 from pipeline.dag import BASE, GRPO
 from pipeline.grid import short
 
@@ -152,16 +153,14 @@ def _styles(merged: pd.DataFrame) -> dict[str, tuple[str, str]]:
 
 def _panel(
     merged: pd.DataFrame,
-    key: tuple[str, str, str],
+    key: Key,
     x_label: str,
     variants: tuple[str, ...] = (BASE,),
     prefix: str = "",
 ) -> Panel | None:
     """A metric against the size of the model, a line a series (and variant)."""
-    stage, task, metric = key
-    styles, lines = _styles(merged), []
-    wanted = (merged["stage"] == stage) & (merged["task"] == task) & (merged["metric"] == metric)
-    chosen = merged[wanted & merged["variant"].isin(variants)].sort_values(X_COLUMN[x_label], kind="stable")
+    styles, lines, chosen = _styles(merged), [], key.rows(merged)
+    chosen = chosen[chosen["variant"].isin(variants)].sort_values(X_COLUMN[x_label], kind="stable")
     for (series, variant), group in chosen.groupby(["series", "variant"], sort=True):
         colour, marker = styles[str(series)]
         label = "" if variant == GRPO else str(series)
@@ -170,9 +169,9 @@ def _panel(
         lines.append(Line(label, x, y, colour, bars, band, marker, dashed=variant == GRPO))
     if not lines:
         return None
-    share = family(stage, metric) in ("accuracy", "majority", "coverage")
-    title = "pre-training" if stage == "pretrain" else f"{prefix}{task}{_items(chosen)}"
-    return Panel(title, x_label, UNITS.get(metric, metric), lines, share=share)
+    share = family(key.stage, key.metric) in ("accuracy", "majority", "coverage")
+    title = "pre-training" if key.stage == "pretrain" else f"{prefix}{key.entry}{_items(chosen)}"
+    return Panel(title, x_label, UNITS.get(key.metric, key.metric), lines, share=share)
 
 
 def _items(chosen: pd.DataFrame) -> str:
@@ -185,7 +184,7 @@ def _overview(merged: pd.DataFrame) -> Chart | None:
     rows: list[list[Panel | None]] = []
     for wanted in ("loss", "bits", "accuracy"):
         keys = primary(merged, wanted)
-        first = {side: next((k for k in keys if kind(k[1]) == side), None) for side in (MEMORISATION, REASONING)}
+        first = {side: next((k for k in keys if kind(k.task) == side), None) for side in (MEMORISATION, REASONING)}
         if all(first.values()):
             rows.append([_panel(merged, k, TOTAL, prefix=f"{side.capitalize()}: ") for side, k in first.items() if k])
     caption = "Left, what has to be remembered; right, what has to be worked out. A line is a series of models with "
@@ -194,7 +193,7 @@ def _overview(merged: pd.DataFrame) -> Chart | None:
 
 
 def _losses(merged: pd.DataFrame) -> Chart | None:
-    keys = [("pretrain", "pretrain", metric) for metric in ("train_loss", "validation_loss")]
+    keys = [Key("pretrain", "pretrain", "pretrain", metric) for metric in ("train_loss", "validation_loss")]
     caption = "Cross-entropy in nats a token. A line is a series of models with equal active parameters."
     row = [_panel(merged, key, TOTAL) for key in keys]
     return _chart("loss", "Pre-training loss against total parameters", caption, [row])
@@ -220,17 +219,16 @@ def _against_loss(merged: pd.DataFrame) -> Chart | None:
     scale, densities = matplotlib.colormaps["viridis"], sorted(merged["density"].unique())
     colours = {density: scale(0.85 * i / max(len(densities) - 1, 1)) for i, density in enumerate(densities)}
 
-    def panel(key: tuple[str, str, str]) -> Panel | None:
-        stage, task, metric = key
-        chosen = merged[(merged["stage"] == stage) & (merged["task"] == task) & (merged["metric"] == metric)]
+    def panel(key: Key) -> Panel | None:
+        chosen = key.rows(merged)
         joined = chosen.merge(losses, on=same).sort_values("loss", ascending=False)
-        error, lines = family(stage, metric) == "accuracy", []
+        error, lines = family(key.stage, key.metric) == "accuracy", []
         for _, run in joined.groupby(["density", "series", "experts"], sort=True):
             density, y = float(run["density"].iloc[0]), 1 - run["value"] if error else run["value"]
             x, bars, colour = run["loss"].tolist(), run["stderr"].astype(float).tolist(), colours[density]
             lines.append(Line(f"sparsity {1 - density:.3f}", x, y.tolist(), colour, bars, marker="o"))
-        label = f"error, 1 - {metric}" if error else UNITS.get(metric, metric)
-        return Panel(f"{task}{_items(chosen)}", UNITS["train_loss"], label, lines, None, error) if lines else None
+        label = f"error, 1 - {key.metric}" if error else UNITS.get(key.metric, key.metric)
+        return Panel(f"{key.entry}{_items(chosen)}", UNITS["train_loss"], label, lines, None, error) if lines else None
 
     rows = [[panel(key) for key in primary(merged, wanted)] for wanted in ("accuracy", "loss")]
     caption = "Base models and the checkpoints kept on the way to them; a line is one model's training, from right to "
@@ -254,13 +252,13 @@ def _self_consistency(merged: pd.DataFrame) -> Chart | None:
     if votes.empty:
         return None
     shades, panels = _shades(merged), []
-    for (task, _, _, series, variant), group in votes.groupby(["task", "hidden", "topk", "series", "variant"]):
+    for (entry, _, _, series, variant), group in votes.groupby(["entry", "hidden", "topk", "series", "variant"]):
         lines = []
         for (experts, way), curve in group.sort_values("samples").groupby(["experts", "way"], sort=True):
             x, y, bars = (curve[name].astype(float).tolist() for name in ("samples", "value", "stderr"))
             dashed = way == "coverage"
             lines.append(Line("" if dashed else f"E={experts}", x, y, shades[experts], bars, dashed=dashed))
-        title = f"{task}: {series}{' after GRPO' if variant == GRPO else ''}{_items(group)}"
+        title = f"{entry}: {series}{' after GRPO' if variant == GRPO else ''}{_items(group)}"
         panels.append(Panel(title, "samples a question", "share correct", lines, log_base=2, share=True))
     caption = "Full: the majority vote is right. Dashed: at least one sample is right (coverage). A lighter line is a "
     caption += f"model with more experts. {_bars_note(merged)}"

@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 
 from pipeline.analysis import claims, tables
+from pipeline.analysis.metrics import Key
 from pipeline.grid import Point, short
 
 FORMULAS = [  # as pipeline/grid.py computes them
@@ -113,7 +114,7 @@ def _wide(results: pd.DataFrame) -> dict[str, Any]:
     origin: dict[tuple[Any, Any, Any], tuple[str, str]] = {}
     counts: dict[Any, set[int]] = {}
     for row in results.astype({"n": "object"}).to_dict("records"):
-        heading = columns.get((row["stage"], row["task"], row["metric"]))
+        heading = columns.get(Key.of(row))
         count = ""
         if not pd.isna(row["n"]):
             count = f", n = {row['n']}"

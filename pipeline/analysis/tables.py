@@ -4,18 +4,17 @@ Every row keeps the fingerprint of the record it was read from, so that any numb
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipeline.analysis.metrics import Key, distinct, primary
 from pipeline.artifact import Record, remake
 from pipeline.dag import BASE, GRPO, Job
 from pipeline.errors import PipelineError
 from pipeline.grid import Point
-from pipeline.tasks import TASKS
 
 # Metrics a training stage's record may carry; `<name>_stderr` and `<name>_n` beside one are its error and count.
 TRAINING_METRICS = {
@@ -25,61 +24,21 @@ TRAINING_METRICS = {
 }
 CURVE_FILES = {"pretrain": ("metrics", "validation"), "grpo": ("training", "validation")}
 CURVE_POINTS = 200
-
-MEMORISATION, REASONING, OTHER = "memorisation", "reasoning", "other"
-AT = re.compile(r"(majority|coverage)@(\d+)")
+NO_TASK = {"shots": None, "options": ""}  # columns of what is no evaluation
 MODEL_COLUMNS = ["series", "hidden", "experts", "topk", "total_params", "active_params", "density", "tokens_per_param"]
-
-
-# ---------------------------------------------------------------------------------------------- what a metric is
-
-
-def kind(task: str) -> str:
-    """Whether a task asks for memorisation or for reasoning, or neither is known."""
-    return TASKS[task].kind if task in TASKS else OTHER
-
-
-def family(stage: str, metric: str) -> str:
-    """What a metric measures: "accuracy", "bits", "loss", "majority", "coverage" or "other"."""
-    if match := AT.fullmatch(metric):
-        return match[1]
-    if "loss" in metric or (stage == "taskloss" and "stored" not in metric):
-        return "loss"
-    if stage == "taskloss":
-        return "bits"
-    return "accuracy" if stage == "benchmark" else "other"
-
-
-def primary(results: pd.DataFrame, wanted: str) -> list[tuple[str, str, str]]:
-    """(stage, task, metric) of a family, one a task: the first its record lists, or the most samples of a vote."""
-    found: dict[str, tuple[str, str, str]] = {}
-    for stage, task, metric in _distinct(results):
-        if family(stage, metric) != wanted or stage not in ("benchmark", "decode", "taskloss"):
-            continue
-        if task not in found or (wanted in ("majority", "coverage") and _samples(metric) > _samples(found[task][2])):
-            found[task] = (stage, task, metric)
-    return list(found.values())
-
-
-def _samples(metric: str) -> int:
-    match = AT.fullmatch(metric)
-    return int(match[2]) if match else 0
-
-
-def _distinct(results: pd.DataFrame) -> list[tuple[str, str, str]]:
-    return list(results[["stage", "task", "metric"]].drop_duplicates().itertuples(index=False, name=None))
 
 
 # ---------------------------------------------------------------------------------------------- the tidy table
 
 
 def tidy(records: Mapping[str, Record], points: Mapping[str, Point]) -> pd.DataFrame:
-    """One row a (point, variant, task, metric), points in grid order.
+    """One row a (point, variant, stage, entry, metric), points in grid order.
 
     Columns: scale, point, hidden, experts, topk, seed, series, total_params, active_params, density (k/E), sparsity
     (1 - k/E), step (of pre-training), tokens (training, until that step, as the next two), tokens_per_param (total),
-    flops, variant, stage, task, metric, value, n (items; null if the record gives none), stderr (likewise),
-    fingerprint (of the record).
+    flops, variant, stage, task, shots (null but for evaluations), options (of an evaluation's entry, such as "first 200
+    items, variant authors"; else empty), entry (`entries`), metric, value, n (items; null if the record gives none),
+    stderr (likewise), fingerprint (of the record).
 
     Raises:
         PipelineError: a record's `results` are not rows of task, metric, value, stderr and n.
@@ -98,8 +57,23 @@ def tidy(records: Mapping[str, Record], points: Mapping[str, Point]) -> pd.DataF
             "no record holds a metric to tabulate; train a point, or give the scale an evaluation "
             "(benchmark, decode, taskloss)"
         )
-    frame = pd.DataFrame(rows)
-    return frame.astype({"value": "float64", "stderr": "float64", "n": "Int64"})
+    frame = pd.DataFrame(rows).astype({"shots": "Int64", "value": "float64", "stderr": "float64", "n": "Int64"})
+    frame.insert(list(frame).index("metric"), "entry", entries(frame))
+    return frame
+
+
+def entries(frame: pd.DataFrame) -> list[str]:
+    """A name for what each row asked: its task, and where the stage asks it in several ways what tells them apart.
+
+    "gsm8k", or "gsm8k (4 shots)" beside "gsm8k (0 shots)".
+    """
+    several = frame.groupby(["stage", "task"])[["shots", "options"]].transform("nunique") > 1
+    names = []
+    for row, shots, options in zip(frame.to_dict("records"), several["shots"], several["options"], strict=True):
+        parts = [f"{row['shots']} shot{'s' * (row['shots'] != 1)}"] if shots and not pd.isna(row["shots"]) else []
+        parts += [row["options"]] if options and row["options"] else []
+        names.append(row["task"] + (f" ({', '.join(parts)})" if parts else ""))
+    return names
 
 
 def _variant(record: Record) -> str:
@@ -135,7 +109,7 @@ def _kept_rows(record: Record, points: Mapping[str, Point]) -> list[tuple[str, d
     kept = record.metrics.get("kept", {}) if record.stage == "pretrain" else {}
     empty = {"n": None, "stderr": None, "fingerprint": record.fingerprint}
     return [
-        (variant, {"task": "pretrain", "metric": name, "value": kept[variant][name]} | empty)
+        (variant, {"task": "pretrain"} | NO_TASK | {"metric": name, "value": kept[variant][name]} | empty)
         for variant in points[str(record.point)].kept
         for name in ("train_loss", "validation_loss")
         if kept.get(variant, {}).get(name) is not None
@@ -146,15 +120,23 @@ def _rows(record: Record) -> list[dict[str, Any]]:
     found = record.metrics
     if record.stage in TRAINING_METRICS:
         rows = [
-            {"task": record.stage, "metric": name, "value": found[name]}
+            {"task": record.stage}
+            | NO_TASK
+            | {"metric": name, "value": found[name]}
             | {"n": found.get(f"{name}_n"), "stderr": found.get(f"{name}_stderr")}
             for name in TRAINING_METRICS[record.stage]
             if found.get(name) is not None
         ]
     else:
         try:
-            rows = [{key: row[key] for key in ("task", "metric", "value", "n", "stderr")} for row in found["results"]]
-        except (KeyError, TypeError) as error:
+            # Rows of an artifact that `accept` kept may be older than the columns shots and options.
+            rows = [
+                {"task": row["task"]}
+                | {key: row.get(key, missing) for key, missing in NO_TASK.items()}
+                | {key: row[key] for key in ("metric", "value", "n", "stderr")}
+                for row in found["results"]
+            ]
+        except (AttributeError, KeyError, TypeError) as error:
             raise PipelineError(
                 f"{_job(record).record}: metrics.results is not a list of task, metric, value, stderr, n ({error}); "
                 f"delete the artifact's folder and run snakemake again"
@@ -172,7 +154,7 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     `stderr` joins, in quadrature, the spread over seeds (sd / sqrt(seeds), where there are several) and the mean of
     the seeds' own errors over items; seeds share their items, so the latter does not shrink. Null if neither is known.
     """
-    keys = [*MODEL_COLUMNS, "variant", "stage", "task", "metric"]
+    keys = [*MODEL_COLUMNS, "variant", *Key._fields]
     merged = []
     for values, group in results.dropna(subset=["value"]).groupby(keys, sort=False, dropna=False):
         errors = [_item_error(*row) for row in group[["value", "stderr", "n"]].itertuples(index=False, name=None)]
@@ -214,16 +196,15 @@ def plus_minus(value: float, stderr: float) -> str:
     return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
 
 
-def main_columns(results: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-    """(stage, task, metric) of the numbers a reader wants first -> column heading.
+def main_columns(results: pd.DataFrame) -> dict[Key, str]:
+    """The numbers a reader wants first -> column heading.
 
-    Losses, one metric a task and family of each evaluation, and both ends of the vote curves.
+    Losses, one metric an entry and family of each evaluation, and both ends of the vote curves.
     """
     families = ("accuracy", "bits", "loss", "majority", "coverage")
     wanted = {key for kind_of in families for key in primary(results, kind_of)}
     ends = {"train_loss", "validation_loss", "validation_before", "validation_after", "majority@1"}
-    keys = [key for key in _distinct(results) if key in wanted or key[2] in ends]
-    return {key: f"{key[1]} {key[2]}" for key in keys}
+    return {key: key.heading for key in distinct(results) if key in wanted or key.metric in ends}
 
 
 def wide(results: pd.DataFrame) -> pd.DataFrame:
@@ -236,7 +217,7 @@ def wide(results: pd.DataFrame) -> pd.DataFrame:
         line |= {"active params": str(model.active_params), "density k/E": f"{model.density:.4g}"}
         line |= {"tokens/param": f"{model.tokens_per_param:.4g}"} | dict.fromkeys(columns.values(), "")
         for row in group.to_dict("records"):
-            if (heading := columns.get((row["stage"], row["task"], row["metric"]))) is not None:
+            if (heading := columns.get(Key.of(row))) is not None:
                 line[heading] = plus_minus(row["value"], row["stderr"])
         lines.append(line)
     return pd.DataFrame(lines)

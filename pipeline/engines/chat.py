@@ -2,7 +2,9 @@
 
 
 def pass_through(adds_bos: bool) -> str:
-    """A Jinja template with which verl, which insists on one, prompts with exactly the ids that evaluations use.
+    """A Jinja template for whoever prompts the model with one: it gives the ids that evaluations use by default.
+
+    Nothing here does so: the data rows of post-training hold token ids (`pipeline/stages/grpo.py`).
 
     Args:
         adds_bos: the tokenizer begins a text with its beginning-of-text token, so that the template has to do so too.

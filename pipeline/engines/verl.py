@@ -32,6 +32,7 @@ ERROR_LINES = 30
 POLL_S = 0.5
 WORKERS = ("TaskRunner", "WorkerDict", "RunServer", "TransferQueue", "SimpleStorage")  # Ray actors that last a run
 LOST = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError", "EngineDeadError")
+NO_DUAL_CLIP = 1e9  # verl keeps the logarithm of the ratio within 20, so that no ratio reaches this
 GRACE_S = 30  # verl's own end takes its workers first
 
 
@@ -69,6 +70,7 @@ def overrides(recipe: Grpo, execution: Execution, checkpoint: Path, work: Path, 
         "actor_rollout_ref.actor.clip_ratio": recipe.clip,
         "actor_rollout_ref.actor.clip_ratio_low": recipe.clip,
         "actor_rollout_ref.actor.clip_ratio_high": recipe.clip,
+        "actor_rollout_ref.actor.clip_ratio_c": recipe.dual_clip or NO_DUAL_CLIP,
         "actor_rollout_ref.actor.use_kl_loss": True,
         "actor_rollout_ref.actor.kl_loss_coef": recipe.kl_coef,
         "actor_rollout_ref.actor.kl_loss_type": "low_var_kl",

@@ -158,11 +158,6 @@ def check_tokenizer(ctx: Context, adopt: Adopt, warnings: list[str]) -> dict[str
         warnings.append(f"{mixtral.CONFIG} ends texts with token {end}, the tokenizer with {tokenizer.eos_token_id}")
     if tokenizer.chat_template is None:
         (out / "chat_template.jinja").write_text(pass_through(adds_bos))
-    elif (
-        tokenizer.apply_chat_template([{"role": "user", "content": SAMPLE}], tokenize=False)
-        != (tokenizer.bos_token if adds_bos else "") + SAMPLE
-    ):
-        warnings.append("has a chat template of its own: GRPO prompts with it, evaluations do not")
     source = "the checkpoint's" if adopt.tokenizer == "checkpoint" else f"the scale's ({ctx.scale.data.tokenizer})"
     ctx.say(f"tokenizer: {source}, {len(tokenizer)} tokens")
     return {"tokenizer": source, "vocab_size": len(tokenizer), "adds_bos": adds_bos}

@@ -7,14 +7,15 @@ reasoning. The project's own tasks are lm-eval tasks too (pipeline/tasks/lm_eval
 recall_choice in HellaSwag's, sums in GSM8K's. Any other name is one of lm-eval's stock tasks, unedited; the paper's
 eight find their data in a mirror of the hub (pipeline/tasks/mirror.py) made of benchdata artifacts.
 
-Prompts are tokenised by calling the checkpoint's tokenizer, which adds the beginning-of-text token if training did;
-lm-eval's add_bos_token is left alone, since it would override that. A choice is scored on the joint text's tokens
-after as many as the prompt alone has. lm-eval cuts prompts that do not fit from the left: the record counts such
-requests in `truncated`.
+Prompts are tokenised as in the other stages (pipeline/tasks/prompts.py), in the place of lm-eval's own way: its
+add_bos_token hands a choice to the tokenizer, which may have been saved with another one. A choice is scored on the
+joint text's tokens after as many as the prompt alone has. lm-eval cuts prompts that do not fit from the left: the
+record counts such requests in `truncated`.
 
-Out: results.parquet, a row a metric: task, metric (lm-eval's name with its filter), value, stderr, n; samples.parquet,
-a row an item and filter: task, item, filter, prompt, response, filtered, target (JSON where they are not text: for
-multiple choice [log-likelihood, is greedy] of each choice), and a column for each metric.
+Out: results.parquet, a row a metric: task, shots, options (what else tells this entry of benchmark.tasks from others of
+the task), metric (lm-eval's name with its filter), value, stderr, n; samples.parquet, a row an item and filter: task,
+shots, options, item, filter, prompt, response, filtered, target (JSON where they are not text: for multiple choice
+[log-likelihood, is greedy] of each choice), and a column for each metric.
 """
 
 import difflib
@@ -34,7 +35,8 @@ from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import HUB, OWN, TASKS, mirror
-from pipeline.tasks.items import Row, in_chunks, items_folder
+from pipeline.tasks.items import Row, in_chunks, items_folder, of_entry
+from pipeline.tasks.prompts import check_bos, prompt_ids
 
 if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
@@ -79,6 +81,33 @@ def load(manager: "TaskManager", ctx: Context, asked: EvalTask) -> list[Any]:
             f"benchmark.tasks: the data of '{asked.task}' is not on this machine: {error}; "
             f"run the command once with HF_HUB_OFFLINE=0 to download it"
         ) from None
+
+
+def refuse_same_rows(asked: list[EvalTask], loaded: list[list[Any]]) -> None:
+    """Refuse entries whose rows could not be told apart: a stock group beside one of its own tasks.
+
+    Args:
+        loaded: lm-eval's task objects of each entry.
+    """
+    seen: dict[tuple[str, int, str], str] = {}
+    for entry, task_objects in zip(asked, loaded, strict=True):
+        for name in (task.task_name for task in task_objects):
+            other = seen.setdefault((name, entry.shots, entry.options), entry.task)
+            if other != entry.task:
+                raise PipelineError(
+                    f"benchmark.tasks: '{other}' and '{entry.task}' both ask '{name}' in the same way; leave one out"
+                )
+
+
+def tokenise_as_said(lm: "VLLM", add_bos: bool | None) -> None:
+    """Have lm-eval send the engine the prompts that the other stages would send it."""
+
+    def encode(text: str | Sequence[str], add_special_tokens: bool | None = None, **_: Any) -> list[Any]:
+        if not isinstance(text, str):
+            return [encode(one, add_special_tokens) for one in text]
+        return prompt_ids(lm.tokenizer, text, add_bos if add_special_tokens is None else add_special_tokens)
+
+    vars(lm)["tok_encode"] = encode  # in front of the class's own
 
 
 def unwrapped(value: Any) -> Any:
@@ -195,9 +224,10 @@ def evaluate(lm: "VLLM", manager: "TaskManager", task_objects: list[Any], asked:
         confirm_run_unsafe_code=True,  # in the sandbox: pipeline/tasks/mirror.py
         **dict.fromkeys(seeds, seed),
     )
+    samples = [row for task, logged in output["samples"].items() for row in sample_rows(task, logged)]
     return {
-        "results": result_rows(output["results"]),
-        "samples": [row for task, logged in output["samples"].items() for row in sample_rows(task, logged)],
+        "results": of_entry(asked, result_rows(output["results"])),
+        "samples": of_entry(asked, samples),
         "truncated": sum(truncated(lm, logged) for logged in output["samples"].values()),
     }
 
@@ -205,14 +235,17 @@ def evaluate(lm: "VLLM", manager: "TaskManager", task_objects: list[Any], asked:
 def run(ctx: Context) -> dict[str, Any]:
     config = ctx.scale.benchmark
     assert config is not None
+    check_bos(ctx.inputs["checkpoint"], config.add_bos)
     with engine.quick_imports():
         from lm_eval.models.vllm_causallms import VLLM
     manager = task_manager(config.tasks)
     mirror.lay_out(ctx.state / "mirror", ctx.dag, ctx.inputs, [asked.task for asked in config.tasks])
     loaded = [load(manager, ctx, asked) for asked in config.tasks]
+    refuse_same_rows(config.tasks, loaded)
     settings = engine.options(config.dtype, config.max_length, config.seed, ctx.execution) | {"batch_size": "auto"}
     done: list[Row] = []
     with engine.serving(VLLM, ctx.inputs["checkpoint"], settings) as lm:
+        tokenise_as_said(lm, config.add_bos)
         for i, (asked, task_objects) in enumerate(zip(config.tasks, loaded, strict=True)):
             path = ctx.state / f"{i}-{asked.task}.json"  # a finished task is not asked again after a kill
             if not path.exists():
@@ -221,13 +254,14 @@ def run(ctx: Context) -> dict[str, Any]:
                 write_atomic(path, json.dumps(answers))
             done.append(json.loads(path.read_text()))
             ctx.say("; ".join(f"{row['task']} {row['metric']} {row['value']:.4f}" for row in done[-1]["results"]))
-            if done[-1]["truncated"]:
-                ctx.say(f"{asked.task}: {done[-1]['truncated']} prompts cut to fit max_length {config.max_length}")
+            if cut := done[-1]["truncated"]:
+                ctx.say(f"{asked.task}, shots {asked.shots}: {cut} prompts cut to fit max_length {config.max_length}")
     results = [row for part in done for row in part["results"]]
     samples = [row for part in done for row in part["samples"]]
     text = ("filter", "prompt", "response", "filtered", "target")
-    metrics = sorted({key for row in samples for key in row} - {"task", "item", *text})
-    columns = [("task", pa.string()), ("item", pa.int64()), *((name, pa.string()) for name in text)]
+    metrics = sorted({key for row in samples for key in row} - {"task", "shots", "options", "item", *text})
+    columns = [("task", pa.string()), ("shots", pa.int64()), ("options", pa.string()), ("item", pa.int64())]
+    columns += [(name, pa.string()) for name in text]
     schema = pa.schema(columns + [(name, pa.float64()) for name in metrics])
     pq.write_table(pa.Table.from_pylist(samples, schema), ctx.out / "samples.parquet")
     pq.write_table(pa.Table.from_pylist(results), ctx.out / "results.parquet")

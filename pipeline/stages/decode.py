@@ -17,8 +17,9 @@ Values are means over questions; standard errors are over questions.
 A request's seed comes from the stage's seed, the task and the question's number alone, and sample i of a question
 uses seed + i, so that a result depends neither on what shares a batch nor on where a run was resumed.
 
-Out: samples.parquet, a row a sample: task, item, question, gold, sample, text, answer (null if there is none), correct,
-tokens, finish ("stop" or "length"); curve.parquet, a row a point of the curve: task, metric, samples, value, stderr, n.
+Out: samples.parquet, a row a sample: task, shots, options (what else tells this entry of decode.tasks from others of
+the task), item, question, gold, sample, text, answer (null if there is none), correct, tokens, finish ("stop" or
+"length"); curve.parquet, a row a point of the curve: task, shots, options, metric, samples, value, stderr, n.
 """
 
 import hashlib
@@ -35,7 +36,8 @@ from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import TASKS
-from pipeline.tasks.items import Question, Row, in_chunks, mean_row, read_questions, with_answer
+from pipeline.tasks.items import Question, Row, in_chunks, mean_row, of_entry, read_questions, with_answer
+from pipeline.tasks.prompts import check_bos, prompt_ids
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -44,6 +46,8 @@ CHUNK = 64  # questions between two saves
 SAMPLES = pa.schema(
     [
         ("task", pa.string()),
+        ("shots", pa.int64()),
+        ("options", pa.string()),
         ("item", pa.int64()),
         ("question", pa.string()),
         ("gold", pa.string()),
@@ -73,7 +77,7 @@ def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Ro
     tokenizer, context = llm.get_tokenizer(), llm.model_config.max_model_len
     prompts, params = [], []
     for question in questions:
-        ids = tokenizer(question.prompt)["input_ids"]
+        ids = prompt_ids(tokenizer, question.prompt, config.add_bos)
         if len(ids) + config.max_tokens > context:
             raise PipelineError(
                 f"task '{question.task}', item {question.item}: {len(ids)} tokens of prompt and decode.max_tokens "
@@ -157,9 +161,10 @@ def curve(task: str, rows: list[Row]) -> list[Row]:
 def run(ctx: Context) -> dict[str, Any]:
     config = ctx.scale.decode
     assert config is not None
+    check_bos(ctx.inputs["checkpoint"], config.add_bos)
     asked, left_out = [], 0
-    for task in config.tasks:
-        questions, without = with_answer(read_questions(ctx.dag, ctx.inputs, task, config.seed))
+    for entry in config.tasks:
+        questions, without = with_answer(read_questions(ctx.dag, ctx.inputs, entry, config.seed))
         asked.append(questions)
         left_out += without
     with engine.quick_imports():
@@ -167,17 +172,20 @@ def run(ctx: Context) -> dict[str, Any]:
     settings = engine.options(config.dtype, None, config.seed, ctx.execution)
     points, rows = [], []
     with engine.serving(LLM, ctx.inputs["checkpoint"], settings) as llm:
-        for questions in asked:
-            name = questions[0].task
+        for i, (entry, questions) in enumerate(zip(config.tasks, asked, strict=True)):
+            name = f"{i}-{entry.task}"
             samples = in_chunks(
                 ctx.state, name, questions, CHUNK, lambda chunk: sample(llm, chunk, config), ctx.progress
             )
-            points += curve(name, samples)
-            rows += samples
-            ctx.say(f"{points[-2]['task']}: " + ", ".join(f"{p['metric']} {p['value']:.3f}" for p in points[-3:]))
+            points += of_entry(entry, curve(entry.task, samples))
+            rows += of_entry(entry, samples)
+            ctx.say(
+                f"{entry.task}, shots {entry.shots}: "
+                + ", ".join(f"{p['metric']} {p['value']:.3f}" for p in points[-3:])
+            )
     pq.write_table(pa.Table.from_pylist(rows, SAMPLES), ctx.out / "samples.parquet")
     pq.write_table(pa.Table.from_pylist(points), ctx.out / "curve.parquet")
-    results = [{key: point[key] for key in ("task", "metric", "value", "stderr", "n")} for point in points]
+    results = [{key: value for key, value in point.items() if key != "samples"} for point in points]
     return {
         "results": results,
         "sampled_tokens": sum(row["tokens"] for row in rows),

@@ -25,8 +25,8 @@ from pipeline.engines import verl
 from pipeline.engines.weights import refuse_nonfinite
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
-from pipeline.tasks import TASKS
 from pipeline.tasks.items import items_folder
+from pipeline.tasks.prompts import prompt_ids, training_prompt
 
 ENDS = 5  # steps averaged at each end of the reward curve
 COLUMNS = {  # of training.parquet: verl's names
@@ -41,34 +41,36 @@ COLUMNS = {  # of training.parquet: verl's names
 SECONDS = "perf/time_per_step"
 
 
-def prompt_rows(
-    items: Path, checkpoint: Path, task: str, max_prompt: int, limit: int | None = None
-) -> tuple[pa.Table, int]:
+def prompt_rows(items: Path, checkpoint: Path, recipe: Grpo, limit: int | None = None) -> tuple[pa.Table, int]:
     """verl's data rows for the questions of a task, and how many were left out because they are too long.
+
+    Rollouts are sampled from `extra_info.prompt_ids` (verl_plugin/rollouts.py); the message that verl insists on is
+    the same prompt as text.
 
     Args:
         items: Parquet file with columns question and gold.
-        max_prompt: tokens, counted as the checkpoint's tokenizer counts.
+        checkpoint: Hugging Face folder whose tokenizer is used.
         limit: first questions only.
     """
-    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     table = pq.read_table(items, columns=["question", "gold"]).slice(0, limit)
     table = table.filter(table["gold"].is_valid())  # what cannot be judged is not asked
-    prompts = [TASKS[task].prompt(question) for question in table["question"].to_pylist()]
-    encoded = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode_batch(prompts)
+    prompts = [training_prompt(recipe, question) for question in table["question"].to_pylist()]
+    encoded = [prompt_ids(tokenizer, prompt, recipe.add_bos) for prompt in prompts]
     rows = [
         {
-            "data_source": task,
+            "data_source": recipe.task,
             "prompt": [{"role": "user", "content": prompt}],
             "reward_model": {"style": "rule", "ground_truth": gold},
-            "extra_info": {"index": i},
+            "extra_info": {"index": i, "prompt_ids": ids},
         }
         for i, (prompt, gold, ids) in enumerate(zip(prompts, table["gold"].to_pylist(), encoded, strict=True))
-        if len(ids) <= max_prompt
+        if len(ids) <= recipe.max_prompt
     ]
     if not rows:
-        raise PipelineError(f"{items}: no question fits in grpo.max_prompt = {max_prompt} tokens; raise it")
+        raise PipelineError(f"{items}: no question fits in grpo.max_prompt = {recipe.max_prompt} tokens; raise it")
     return pa.Table.from_pylist(rows), len(prompts) - len(rows)
 
 
@@ -122,7 +124,7 @@ def run(ctx: Context) -> dict[str, Any]:
     state, limits = ctx.state.resolve(), {"train": None, "validation": recipe.eval_items}
     rows, too_long, without_answer = {}, {}, 0
     for name, file in (("train", "train.parquet"), ("validation", "test.parquet")):
-        table, too_long[name] = prompt_rows(items / file, checkpoint, recipe.task, recipe.max_prompt, limits[name])
+        table, too_long[name] = prompt_rows(items / file, checkpoint, recipe, limits[name])
         pq.write_table(table, state / f"{name}.parquet")
         rows[name] = table.num_rows
         without_answer += pq.read_table(items / file, columns=["gold"]).slice(0, limits[name])["gold"].null_count

@@ -14,8 +14,9 @@ boundary between the two, that is, if it holds at least one character of the con
 characters of the prompt "straddles", and the record says how many items had such a token. For a byte-level tokenizer
 a character may be several tokens: each of them counts.
 
-Out: items.parquet, a row an item: task, item, nll_nats (the sum over the answer's tokens), tokens, bytes (UTF-8, of
-the continuation), bits_token, bits_byte, straddles.
+Out: items.parquet, a row an item: task, shots, options (what else tells this entry of taskloss.tasks from others of the
+task), item, nll_nats (the sum over the answer's tokens), tokens, bytes (UTF-8, of the continuation), bits_token,
+bits_byte, straddles.
 """
 
 import math
@@ -31,7 +32,8 @@ from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import OWN, TASKS
 from pipeline.tasks.generate import VALUES, VALUES_PER_FACT
-from pipeline.tasks.items import Question, Row, in_chunks, mean_row, read_questions, with_answer
+from pipeline.tasks.items import Question, Row, in_chunks, mean_row, of_entry, read_questions, with_answer
+from pipeline.tasks.prompts import begun, check_bos, first_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +51,11 @@ def continuation(question: Question, variant: str = "spaced") -> str:
 
 
 def encode(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str, answer: str, variant: str = "spaced"
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    answer: str,
+    variant: str = "spaced",
+    add_bos: bool | None = None,
 ) -> tuple[list[int], list[int], bool]:
     """Tokenise prompt + answer as one text.
 
@@ -58,16 +64,25 @@ def encode(
         characters of the prompt. In the variant `authors`: the positions beyond as many as the prompt has by itself;
         whether these are not the same positions.
     """
-    encoded = tokenizer(prompt + answer, return_offsets_mapping=True)
-    offsets, boundary = encoded["offset_mapping"], len(prompt)
+    first = first_ids(tokenizer, add_bos)
+    encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
+    ids = begun(encoded["input_ids"], first)
+    offsets = [(0, 0)] * (len(ids) - len(encoded["input_ids"])) + encoded["offset_mapping"]
+    boundary = len(prompt)
     positions = [i for i, (_, end) in enumerate(offsets) if end > boundary]
     if variant == "authors":
-        begin = len(tokenizer(prompt)["input_ids"])
-        return encoded["input_ids"], list(range(begin, len(offsets))), positions != list(range(begin, len(offsets)))
-    return encoded["input_ids"], positions, any(offsets[i][0] < boundary for i in positions)
+        begin = len(begun(tokenizer(prompt, add_special_tokens=False)["input_ids"], first))
+        return ids, list(range(begin, len(ids))), positions != list(range(begin, len(ids)))
+    return ids, positions, any(offsets[i][0] < boundary for i in positions)
 
 
-def score(llm: "LLM", questions: Sequence[Question], max_length: int, variant: str = "spaced") -> list[Row]:
+def score(
+    llm: "LLM",
+    questions: Sequence[Question],
+    max_length: int,
+    variant: str = "spaced",
+    add_bos: bool | None = None,
+) -> list[Row]:
     """One row of items.parquet for each question.
 
     Raises:
@@ -76,7 +91,9 @@ def score(llm: "LLM", questions: Sequence[Question], max_length: int, variant: s
     from vllm import SamplingParams
 
     tokenizer = llm.get_tokenizer()
-    encoded = [encode(tokenizer, question.prompt, continuation(question, variant), variant) for question in questions]
+    encoded = [
+        encode(tokenizer, question.prompt, continuation(question, variant), variant, add_bos) for question in questions
+    ]
     for question, (ids, _, _) in zip(questions, encoded, strict=True):
         if len(ids) >= max_length:
             raise PipelineError(
@@ -128,6 +145,7 @@ def summarise(task: str, rows: list[Row]) -> list[Row]:
 def run(ctx: Context) -> dict[str, Any]:
     config = ctx.scale.taskloss
     assert config is not None
+    check_bos(ctx.inputs["checkpoint"], config.add_bos)
     asked, left_out = [], 0
     for task in config.tasks:
         scored_text = "gold" if TASKS[task.task].loss_on_gold else "answer"
@@ -139,13 +157,13 @@ def run(ctx: Context) -> dict[str, Any]:
     settings = engine.options(config.dtype, config.max_length, seed=0, execution=ctx.execution)
     results, rows = [], []
     with engine.serving(LLM, ctx.inputs["checkpoint"], settings) as llm:
-        for task, questions in asked:
-            ask = partial(score, llm, max_length=config.max_length, variant=task.variant)
-            scored = in_chunks(ctx.state, task.task, questions, CHUNK, ask, ctx.progress)
+        for i, (task, questions) in enumerate(asked):
+            ask = partial(score, llm, max_length=config.max_length, variant=task.variant, add_bos=config.add_bos)
+            scored = in_chunks(ctx.state, f"{i}-{task.task}", questions, CHUNK, ask, ctx.progress)
             means = summarise(task.task, scored)
-            ctx.say(f"{task.task}: {means[0]['value']:.4f} nats a token over {len(scored)} items")
-            results += means
-            rows += scored
+            ctx.say(f"{task.task}, shots {task.shots}: {means[0]['value']:.4f} nats a token over {len(scored)} items")
+            results += of_entry(task, means)
+            rows += of_entry(task, scored)
     pq.write_table(pa.Table.from_pylist(rows), ctx.out / "items.parquet")
     return {
         "results": results,

@@ -8,8 +8,8 @@ paper's tokenizer, and exact; docs/VALIDATION.md). A .model that comes alone is 
 conversion splits differently. Files that are not there are downloaded from the entry's `urls`. What a tokenizer.json
 carries for inference or training (truncation, padding, dropout) is taken out, and said; its post-processor is replaced.
 
-The chat template passes text through (with the beginning-of-text token, if the tokenizer adds one), so that base
-models are prompted by verl exactly as by the evaluations.
+The chat template passes text through (with the beginning-of-text token, if the tokenizer adds one), since base models
+know no roles.
 
 Out: tokenizer.json, tokenizer_config.json, chat_template.jinja; tokenizer.model if there is one.
 """

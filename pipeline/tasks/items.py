@@ -4,7 +4,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,11 @@ def in_chunks(
         answers += json.loads(path.read_text())
         progress(min(start + size, len(items)), len(items), f"items of {name}")
     return answers
+
+
+def of_entry(asked: EvalTask, rows: Iterable[Row]) -> list[Row]:
+    """Rows of a result with the columns that tell the entries of one task apart: its shots, and its other options."""
+    return [{"task": row["task"], "shots": asked.shots, "options": asked.options} | row for row in rows]
 
 
 def mean_row(task: str, metric: str, values: Sequence[float]) -> Row:

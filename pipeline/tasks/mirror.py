@@ -48,7 +48,7 @@ def lay_out(folder: Path, dag: Dag, inputs: dict[str, Path], tasks: Iterable[str
     """Make the mirror for these tasks: links to the files of the benchdata artifacts, and the metric of code tasks."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for task in (HUB[name] for name in tasks if name in HUB):
+    for task in (HUB[name] for name in dict.fromkeys(tasks) if name in HUB):
         files = (inputs[f"benchdata/{task.data}"] / FILES).resolve()
         repo = folder / dag.benchmarks[task.data].repo
         repo.mkdir(parents=True)

@@ -2,7 +2,8 @@
 
 verl's own agent loop is made for long answers and tools: each sample passes through three more processes (an agent
 loop, a load balancer, a reward worker), which costs 15 times the sampling itself when answers have 20 tokens. Here the
-trainer asks the vLLM servers for a whole batch, scores it at once, and puts it in verl's queue.
+trainer asks the vLLM servers for a whole batch, scores it at once, and puts it in verl's queue. Prompts are the token
+ids that the stage put in the data rows: no chat template comes between.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ import transfer_queue as tq
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from verl.trainer.ppo.reward import get_custom_reward_fn
-from verl.utils import hf_tokenizer, normalize_token_ids
+from verl.utils import hf_tokenizer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.llm_server import LLMServerClient
 
@@ -37,10 +38,7 @@ class BatchRollouts:
         source = self.config.val_kwargs if validate else self.config
         settings = {name: source[name] for name in ("n", "temperature", "top_p", "top_k")}
         settings["max_tokens"] = self.config.response_length
-        prompts = [
-            normalize_token_ids(self.tokenizer.apply_chat_template(list(row["raw_prompt"]), add_generation_prompt=True))
-            for row in rows
-        ]
+        prompts = [list(row["extra_info"]["prompt_ids"]) for row in rows]
         # A resumed run draws what an undisturbed one draws.
         seeds = [(self.config.seed * 1_000_003 + step) * 1_000_003 + i * settings["n"] for i in range(len(rows))]
         seeds = [seed % 2**31 for seed in seeds]
@@ -58,7 +56,7 @@ class BatchRollouts:
         """Sample and score answers to a batch of verl's data rows and put them in verl's queue."""
         step, validate = prompts["global_steps"], "validate" in prompts
         partition = "val" if validate else "train"
-        names = ("uid", "raw_prompt", "data_source", "reward_model")
+        names = ("uid", "extra_info", "data_source", "reward_model")
         rows = [
             dict(zip(names, values, strict=True)) for values in zip(*(prompts[name] for name in names), strict=True)
         ]
