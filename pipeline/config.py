@@ -16,19 +16,27 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import PipelineError
+from pipeline.plain_yaml import read_yaml
 from pipeline.quiet import quietly
 from pipeline.registry import Sources, load_sources
 from pipeline.strict import (
+    MOST,
     Commit,
+    Count,
+    Decay,
     Digest,
+    Filled,
     Name,
     NonNegative,
+    Number,
+    PartialShare,
     Positive,
     Rate,
-    Share,
+    Seed,
     Strict,
     explain,
-    read_yaml,
+    near,
+    refuse_alike,
     resolve_extends,
 )
 
@@ -42,7 +50,7 @@ class Data(Strict):
 
     tokenizer: Name = Field(description="a tokenizer of config/sources.yaml")
     sources: dict[Name, Rate] = Field(min_length=1, description="source of config/sources.yaml -> share of the blend")
-    validation: Share = Field(0.01, description="share of each source's documents held out for validation loss")
+    validation: PartialShare = Field(0.01, description="share of each source's documents held out for validation loss")
 
 
 class Model(Strict):
@@ -66,19 +74,19 @@ class Pretrain(Strict):
     micro_batch: Positive = Field(description="sequences; identity, because of `balance: micro_batch`")
     lr: Rate
     min_lr: NonNegative
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: Count = 0
     schedule: Literal["cosine", "wsd"] = "cosine"
-    decay_steps: int = Field(0, ge=0, description="length of the final decay of the wsd schedule")
+    decay_steps: Count = Field(0, description="length of the final decay of the wsd schedule")
     weight_decay: NonNegative = 0.1
-    beta1: Share = 0.9
-    beta2: Share = 0.95
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
     adam_eps: Rate = 1e-8
     clip_grad: NonNegative = 1.0
     aux_loss: NonNegative = 1e-2
     balance: Balance = Field("micro_batch", description="the tokens over which aux_loss wants experts used evenly")
     z_loss: NonNegative = 1e-3
     dtype: DType = "bf16"
-    seed: int = 1234
+    seed: Seed = 1234
     eval_interval: Positive = 500
     eval_batches: Positive = Field(10, description="global batches a validation")
     keep: list[Positive] = Field(
@@ -95,6 +103,10 @@ class Pretrain(Strict):
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        if self.schedule != "wsd" and self.decay_steps:
+            raise ValueError(
+                f"decay_steps {self.decay_steps} is of the schedule wsd, not of {self.schedule}; leave it out"
+            )
         if self.schedule == "wsd" and not 0 < self.decay_steps <= self.steps - self.warmup_steps:
             raise ValueError("schedule wsd needs decay_steps between 1 and steps - warmup_steps")
         if self.keep != sorted(set(self.keep)) or any(step >= self.steps for step in self.keep):
@@ -135,7 +147,7 @@ class Grpo(Strict):
     )
     steps: Positive
     prompts: Positive = Field(description="prompts a step (data.train_batch_size)")
-    rollouts: Annotated[int, Field(ge=2)] = Field(5, description="samples a prompt (rollout.n)")
+    rollouts: Annotated[int, Number, Field(ge=2, le=MOST)] = Field(5, description="samples a prompt (rollout.n)")
     mini_batch: Positive = Field(description="prompts an optimiser update (actor.ppo_mini_batch_size)")
     lr: Rate
     kl_coef: NonNegative = 0.001
@@ -157,7 +169,7 @@ class Grpo(Strict):
     eval_interval: Positive = 5
     eval_items: Positive = Field(1_000_000, description="validation questions, at most")
     dtype: DType = "bf16"
-    seed: int = 1
+    seed: Seed = 1
     max_probs_diff: Rate = Field(0.02, description="largest mean |rollout - actor| probability difference allowed")
 
     @model_validator(mode="after")
@@ -171,7 +183,7 @@ class EvalTask(Strict):
     """One task of an evaluation stage."""
 
     task: Name
-    shots: int = Field(0, ge=0)
+    shots: Count = 0
     limit: Positive | None = Field(None, description="first N test items only")
 
     @property
@@ -187,7 +199,7 @@ class LossTask(EvalTask):
     the joint text beyond as many as the prompt has by itself. `spaced` writes the answer as the worked examples do.
     """
 
-    seed: int = Field(42, description="of the draw of worked examples, for the published tasks")
+    seed: Seed = Field(42, description="of the draw of worked examples, for the published tasks")
     variant: Literal["spaced", "authors"] = "spaced"
 
     @property
@@ -225,7 +237,7 @@ class Benchmark(Evaluation[EvalTask]):
 
     dtype: DType = "bf16"
     max_length: Positive = Field(4096, description="tokens of prompt and answer together")
-    seed: int = 42
+    seed: Seed = 42
 
 
 class Decode(Evaluation[EvalTask]):
@@ -233,10 +245,10 @@ class Decode(Evaluation[EvalTask]):
 
     samples: Positive = Field(128, description="a power of two; the curve has a point at 1, 2, 4 ... samples")
     temperature: Rate = 0.6
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    top_p: Annotated[float, Number, Field(gt=0, le=1)] = 0.95
     max_tokens: Positive = 1024
     dtype: DType = "bf16"
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _power_of_two(self) -> "Decode":
@@ -259,12 +271,14 @@ class Adopt(Strict):
     follows from them (tokens per parameter, FLOPs) are computed from it, and nothing else is.
     """
 
-    repo: str | None = Field(None, description="model of the Hugging Face hub")
-    revision: str | None = Field(
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.{}-]+$")] | None = Field(
+        None, description="model of the Hugging Face hub"
+    )
+    revision: Filled | None = Field(
         None, description="of the repo: commit hash; a branch or tag is resolved when fetched, and said to be unpinned"
     )
     pinned: dict[Name, Commit] = Field(default_factory=dict, description="point -> commit, in place of `revision`")
-    path: str | None = Field(None, description="folder of this machine, in place of a repo")
+    path: Filled | None = Field(None, description="folder of this machine, in place of a repo")
     sha256: dict[str, Digest] = Field(
         default_factory=dict, description="file (or point/file, where several points adopt) -> digest it must have"
     )
@@ -301,16 +315,21 @@ class Adopt(Strict):
         return self.model_copy(update=change)
 
 
+Axis = Positive | Annotated[list[Positive], Field(min_length=1)]
+
+
 class Block(Strict):
     """One line of the grid: every combination of its lists with topk <= experts is a point.
 
     A combination listed by hand (no list on the line) with topk > experts is an error, not a silent omission.
     """
 
-    hidden: Positive | list[Positive]
-    experts: Positive | list[Positive]
-    topk: Positive | list[Positive]
-    seed: int | list[int] = Field(0, description="0 is the paper's single seed; N adds N to pretrain.seed")
+    hidden: Axis
+    experts: Axis
+    topk: Axis
+    seed: Seed | Annotated[list[Seed], Field(min_length=1)] = Field(
+        0, description="0 is the paper's single seed; N adds N to pretrain.seed"
+    )
     tag: Name | None = Field(None, description="appended to the point's name, for variants of a recipe")
     grpo: bool = Field(False, description="post-train these points too")
     pretrain: dict[str, Any] = Field(default_factory=dict, description="keys of the scale's pretrain to change here")
@@ -342,13 +361,14 @@ class Scale(Strict):
 class Grid(Strict):
     """`config/grid.yaml`. A scale may say `extends: other` and give only what differs."""
 
-    scale: str = Field(description="the scale `snakemake` runs when none is named")
+    scale: Name = Field(description="the scale `snakemake` runs when none is named")
     scales: dict[Name, Scale]
 
     @model_validator(mode="after")
     def _default_exists(self) -> "Grid":
         if self.scale not in self.scales:
-            raise ValueError(f"scale '{self.scale}' is not one of: {', '.join(self.scales)}")
+            raise ValueError(f"scale '{self.scale}' is not one of `scales`; {near(self.scale, self.scales)}")
+        refuse_alike("scales", self.scales)
         return self
 
 
@@ -362,7 +382,7 @@ def load_grid(path: Path | str = "config/grid.yaml") -> Grid:
     data = read_yaml(path)
     scales = data.get("scales")
     if isinstance(scales, dict):
-        data["scales"] = {name: resolve_extends(scales, name, path) for name in scales}
+        data["scales"] = {name: resolve_extends(scales, name, path, "scales.") for name in scales}
     try:
         return Grid.model_validate(data)
     except ValidationError as error:

@@ -16,12 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline import checks
 from pipeline.artifact import RECORD, fingerprint
 from pipeline.config import Adopt, Grid, load_grid
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
 from pipeline.registry import DESCRIPTIVE, TOKENIZING, BenchmarkData, Source, Sources, Tokenizer, load_sources
-from pipeline.tasks import TASKS, GeneratedTask, HubTask
+from pipeline.strict import near
+from pipeline.tasks import HUB, TASKS, GeneratedTask, HubTask
 
 # Raise a stage's version when the same settings and inputs would give other results than before.
 STAGES: dict[str, int] = {
@@ -109,21 +111,28 @@ class Dag:
 
     def __init__(self, grid: Grid, sources: Sources, scale: str, where: str = "config/grid.yaml") -> None:
         if scale not in grid.scales:
-            raise PipelineError(f"{where}: there is no scale '{scale}'; there are: {', '.join(grid.scales)}")
+            raise PipelineError(f"{where}: there is no scale '{scale}'; {near(scale, grid.scales)}")
+        registry, at = Path(where).with_name("sources.yaml"), f"{where}: scales.{scale}"
         self.name = scale
         self.scale = grid.scales[scale]
-        self.points: dict[str, Point] = {p.name: p for p in expand(self.scale, f"{where}: scales.{scale}")}
+        self.points: dict[str, Point] = {p.name: p for p in expand(self.scale, at)}
         self.datasets: dict[str, Source] = {}
         self._fingerprints: dict[Job, str] = {}
         for name in self.scale.data.sources:
             if name not in sources.datasets:
-                raise PipelineError(f"{where}: scales.{scale}.data.sources: '{name}' is not in config/sources.yaml")
+                hint = near(name, sources.datasets)
+                raise PipelineError(f"{at}.data.sources: '{name}' is not in {registry} (datasets); {hint}")
             self.datasets[name] = sources.datasets[name]
         tokenizer = self.scale.data.tokenizer
         if tokenizer not in sources.tokenizers:
-            raise PipelineError(f"{where}: scales.{scale}.data.tokenizer: '{tokenizer}' is not in config/sources.yaml")
+            hint = near(tokenizer, sources.tokenizers)
+            raise PipelineError(f"{at}.data.tokenizer: '{tokenizer}' is not in {registry} (tokenizers); {hint}")
         self.tokenizer: Tokenizer = sources.tokenizers[tokenizer]
-        self.benchmarks = self._benchmarks(sources, where)
+        data = dict.fromkeys(HUB[task].data for tasks in self.asked.values() for task in tasks if task in HUB)
+        self.benchmarks: dict[str, BenchmarkData] = {
+            name: sources.benchmarks[name] for name in data if name in sources.benchmarks
+        }
+        checks.check(self, sources, at, str(registry), set(STAGES))
 
     @classmethod
     def load(cls, scale: str | None = None, config: Path | str = "config/grid.yaml") -> "Dag":
@@ -131,26 +140,6 @@ class Dag:
         grid = load_grid(config)
         sources = load_sources(Path(config).with_name("sources.yaml"))
         return cls(grid, sources, scale or grid.scale, str(config))
-
-    def _benchmarks(self, sources: Sources, where: str) -> dict[str, BenchmarkData]:
-        """The published data sets that the scale's tasks ask about, by their names in config/sources.yaml."""
-        found = {}
-        for key, tasks in self.asked.items():
-            for name in tasks:
-                task = TASKS.get(name)
-                if key in ("grpo.task", "decode.tasks") and task is not None and not task.answerable:
-                    raise PipelineError(
-                        f"{where}: scales.{self.name}.{key}: '{name}' has no final answer to read off a text; those "
-                        f"that have are: {', '.join(one for one in TASKS if TASKS[one].answerable)}"
-                    )
-                if isinstance(task, HubTask):
-                    if task.data not in sources.benchmarks:
-                        raise PipelineError(
-                            f"{where}: scales.{self.name}.{key}: the data of '{name}' is not under `benchmarks` in "
-                            f"config/sources.yaml"
-                        )
-                    found[task.data] = sources.benchmarks[task.data]
-        return found
 
     # ------------------------------------------------------------------------------------------------ jobs
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, RootModel, ValidationError
+from pydantic import Field, RootModel, ValidationError, model_validator
 
 from pipeline.errors import PipelineError
-from pipeline.strict import Name, Positive, Strict, explain, read_yaml, resolve_extends
+from pipeline.plain_yaml import read_yaml
+from pipeline.strict import Name, Positive, Strict, explain, near, resolve_extends
 
 STAGES = ("pretrain", "convert", "grpo", "benchmark", "decode", "taskloss")  # those that run for a point
 
@@ -26,6 +27,13 @@ class Layout(Strict):
     tp: Positive = Field(1, description="tensor parallel: each layer's matrices, and attention heads, are cut")
     pp: Positive = Field(1, description="pipeline parallel: layers are dealt out")
     ep: Positive = Field(1, description="expert parallel: experts are dealt out, among data parallel ranks")
+
+    @model_validator(mode="after")
+    def _whole_parts(self) -> "Layout":
+        for names, size in (("tp * pp", self.tp * self.pp), ("pp * ep", self.pp * self.ep)):
+            if self.gpus % size:
+                raise ValueError(f"nodes * gpus_per_node = {self.gpus} is not a multiple of {names} = {size}")
+        return self
 
     @property
     def gpus(self) -> int:
@@ -118,4 +126,6 @@ class Layouts:
         known = set(points)
         for stage, point in self._points:
             if point not in known:
-                raise PipelineError(f"{self.where}.{stage}.points: the scale has no point '{point}'")
+                raise PipelineError(
+                    f"{self.where}.{stage}.points: the scale has no point '{point}'; {near(point, known)}"
+                )

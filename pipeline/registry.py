@@ -8,16 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.globs import Glob, LocalGlob
-from pipeline.strict import Commit, Name, Positive, Share, Strict, explain, read_yaml
+from pipeline.plain_yaml import read_yaml
+from pipeline.strict import Commit, Filled, Name, Number, Positive, Repo, Seed, Share, Strict, Tokens, explain
 
 
 class GeneratedFacts(Strict):
     """Random facts to memorise: a two-word key, four values of 64; each fact is 24 bits."""
 
     kind: Literal["facts"]
-    facts: Annotated[int, Field(gt=0, le=4096)]
+    facts: Annotated[int, Number, Field(gt=0, le=4096)]
     exposures: Positive = Field(description="how often each fact is written")
-    seed: int = 0
+    seed: Seed = 0
     licence: str = "Apache-2.0"
 
 
@@ -25,12 +26,12 @@ class GeneratedSums(Strict):
     """Running totals modulo a small prime, with a written chain of thought."""
 
     kind: Literal["sums"]
-    modulus: Annotated[int, Field(ge=3, le=97)]
-    max_terms: Annotated[int, Field(ge=1, le=8)]
+    modulus: Annotated[int, Number, Field(ge=3, le=97)]
+    max_terms: Annotated[int, Number, Field(ge=1, le=8)]
     documents: Positive
     direct_share: Share = Field(0.0, description="share of documents that give the answer without the written steps")
     test_items: Positive = 256
-    seed: int = 0
+    seed: Seed = 0
     licence: str = "Apache-2.0"
 
 
@@ -40,14 +41,16 @@ class Text(Strict):
     `tokens`, `unconfirmed` and `note` tell people and change nothing (`DESCRIPTIVE`).
     """
 
-    field: str = Field("text", description="the column that holds the text")
-    text: str | None = Field(None, description="a template of columns instead of `field`, as '{question}\\n{answer}'")
+    field: Filled = Field("text", description="the column that holds the text")
+    text: Filled | None = Field(
+        None, description="a template of columns instead of `field`, as '{question}\\n{answer}'"
+    )
     sha256: dict[str, str] = Field(default_factory=dict, description="file name or path -> digest, checked if given")
     licence: str = Field(description="SPDX name, or a sentence")
     special_tokens: Literal["text", "token"] = Field(
         "text", description="what a special token that a document spells is: text like any other, or the token"
     )
-    tokens: Positive | None = Field(None, description="tokens expected, for comparison with those found")
+    tokens: Tokens | None = Field(None, description="tokens expected, for comparison with those found")
     unconfirmed: str | None = Field(None, description="what is not known of this entry; said wherever it is used")
     note: str | None = Field(None, description="where what this entry says comes from")
 
@@ -79,10 +82,10 @@ class HuggingFaceDataset(Text):
     """A data set of the Hugging Face hub, pinned to a revision."""
 
     kind: Literal["huggingface"]
-    repo: str | None = Field(description="owner/name; null where it is not known: such an entry cannot be used")
+    repo: Repo | None = Field(description="owner/name; null where it is not known: such an entry cannot be used")
     revision: Commit | None = Field(description="null where it is not known: then the newest is taken, with a warning")
-    config: str | None = Field(None, description="configuration of the data set's card")
-    split: str = "train"
+    config: Filled | None = Field(None, description="configuration of the data set's card")
+    split: Filled = "train"
     files: list[Glob] = Field(
         default_factory=list,
         description="take these files instead of config and split; globs, in which only `**` crosses folders",
@@ -115,11 +118,11 @@ class FileTokenizer(Strict):
     """A Hugging Face tokenizer.json, or a SentencePiece .model (a unigram one is converted where no json is given)."""
 
     kind: Literal["file"]
-    json_file: str | None = Field(None, description="tokenizer.json: travels with converted checkpoints")
-    model_file: str | None = Field(None, description="SentencePiece .model: used to tokenise the corpus when given")
+    json_file: Filled | None = Field(None, description="tokenizer.json: travels with converted checkpoints")
+    model_file: Filled | None = Field(None, description="SentencePiece .model: used to tokenise the corpus when given")
     urls: dict[str, str] = Field(default_factory=dict, description="file name -> where `fetch` downloads it from")
-    eod: str = Field(description="the token written after each document")
-    bos: str | None = Field(None, description="the token for the beginning of text")
+    eod: Filled = Field(description="the token written after each document")
+    bos: Filled | None = Field(None, description="the token for the beginning of text")
     document_bos: bool = Field(False, description="write `bos` before each document of the corpus")
     add_bos: bool = False
     sha256: dict[str, str] = Field(default_factory=dict, description="file name -> digest, checked if given")
@@ -153,9 +156,9 @@ Tokenizer = Annotated[WordTokenizer | FileTokenizer, Field(discriminator="kind")
 class BenchmarkData(Strict):
     """A published evaluation data set, laid out as on the Hugging Face hub."""
 
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="the data set's name on the hub; lm-eval asks for it")
-    revision: str | None = Field(description="commit hash; null: not known, the hub's newest is taken and recorded")
-    path: str | None = Field(None, description="a folder of this machine in the repo's layout, instead of the hub")
+    repo: Repo = Field(description="the data set's name on the hub; lm-eval asks for it")
+    revision: Filled | None = Field(description="commit hash; null: not known, the hub's newest is taken and recorded")
+    path: Filled | None = Field(None, description="a folder of this machine in the repo's layout, instead of the hub")
     files: list[Glob] = Field(min_length=1, description="what is needed of it: paths or globs relative to the repo")
     sha256: dict[str, str] = Field(default_factory=dict, description="path -> digest, checked if given")
     licence: str = Field(description="SPDX name, or a sentence")

@@ -79,7 +79,7 @@ def test_a_rectangle_keeps_only_points_with_k_up_to_e(tmp_path):
 
 
 def test_an_unregistered_source_is_refused(tmp_path):
-    with pytest.raises(PipelineError, match="'fatcs' is not in config/sources.yaml"):
+    with pytest.raises(PipelineError, match="'fatcs' is not in .*sources.yaml"):
         Dag.load("smoke", grid_file(tmp_path, data__sources={"fatcs": 1.0}))
 
 

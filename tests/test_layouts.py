@@ -34,9 +34,12 @@ def test_scales_without_layouts_run_on_one_process():
 
 
 def test_a_scale_can_extend_another(tmp_path):
-    path = written(tmp_path, "one: {grpo: {default: {tp: 2}}}\ntwo: {extends: one, decode: {default: {tp: 4}}}")
+    path = written(
+        tmp_path,
+        "one: {grpo: {default: {gpus_per_node: 4, tp: 2}}}\ntwo: {extends: one, decode: {default: {gpus_per_node: 4}}}",
+    )
     layouts = Layouts.load("two", path)
-    assert (layouts.of("a", "grpo").tp, layouts.of("a", "decode").tp) == (2, 4)
+    assert (layouts.of("a", "grpo").tp, layouts.of("a", "decode").gpus) == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,7 @@ def test_a_scale_can_extend_another(tmp_path):
     [
         ("one: {pretrian: {}}", r"layouts.yaml: one: unknown key 'pretrian'; did you mean 'pretrain'"),
         ("one: {pretrain: {default: {ep: 0}}}", r"one.pretrain.default.ep: .*\(found 0\)"),
+        ("one: {pretrain: {default: {ep: 2}}}", r"one.pretrain.default: .* = 1 is not a multiple of pp \* ep = 2"),
         (
             "one: {pretrain: {points: {a: {node: 2}}}}",
             r"one.pretrain.points.a: unknown key 'node'; did you mean 'nodes'",
@@ -56,7 +60,7 @@ def test_wrong_keys_are_refused_with_their_path(text, said, tmp_path):
 
 
 def test_a_layout_of_a_point_the_scale_does_not_have_is_refused(tmp_path):
-    layouts = Layouts.load("one", written(tmp_path, "one: {pretrain: {points: {d32-E4: {ep: 2}}}}"))
+    layouts = Layouts.load("one", written(tmp_path, "one: {pretrain: {points: {d32-E4: {nodes: 2}}}}"))
     with pytest.raises(PipelineError, match=re.escape("one.pretrain.points: the scale has no point 'd32-E4'")):
         layouts.check(["d32-E8"])
 

@@ -15,7 +15,7 @@ from pipeline.tasks.task import GeneratedTask, HubTask, Task
 ENDING = r"^\s*+([^.\n]*[^.\s])\s*+(?:\.|$)"  # possessive: no text makes it slow
 
 
-def _facts(name: str) -> GeneratedTask:
+def _facts(name: str, choice: bool = False) -> GeneratedTask:
     return GeneratedTask(
         name=name,
         kind="memorisation",
@@ -23,6 +23,7 @@ def _facts(name: str) -> GeneratedTask:
         source_kind="facts",
         template="{question} :",
         final=ENDING,
+        choice=choice,
         loss_on_gold=True,  # the full stop that ends every fact would dilute the loss of its values
     )
 
@@ -31,7 +32,7 @@ OWN: dict[str, GeneratedTask] = {
     task.name: task
     for task in (
         _facts("recall"),
-        _facts("recall_choice"),
+        _facts("recall_choice", choice=True),
         GeneratedTask(
             name="sums",
             kind="reasoning",

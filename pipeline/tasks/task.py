@@ -63,10 +63,12 @@ class GeneratedTask(Task):
 
     Attributes:
         final: regular expression whose first group is the final answer; the first match counts, as in GSM8K's filter.
+        choice: it is put as multiple choice, which is a way of benchmark alone.
     """
 
     source_kind: str
     final: str
+    choice: bool = False
     answerable = True
 
     def extract(self, text: str) -> str | None:
