@@ -141,6 +141,14 @@ def test_an_unknown_task_is_met_with_the_nearest_names(lab, stock):
         benchmark.load(stock, lab.context("benchmark"), EvalTask(task="gsm9k"))
 
 
+def test_a_group_beside_one_of_its_tasks_is_refused_if_both_ask_it_in_the_same_way():
+    asked = [EvalTask(task="arithmetic", shots=2), EvalTask(task="arithmetic_1dc", shots=2)]
+    group, member = ([SimpleNamespace(task_name=name) for name in names] for names in (["1da", "1dc"], ["1dc"]))
+    with pytest.raises(PipelineError, match="'arithmetic' and 'arithmetic_1dc' both ask '1dc' in the same way"):
+        benchmark.refuse_same_rows(asked, [group, member])
+    benchmark.refuse_same_rows([asked[0], asked[1].model_copy(update={"shots": 0})], [group, member])
+
+
 def test_a_stock_task_without_its_data_is_one_clear_error(lab, stock):
     with pytest.raises(PipelineError, match=r"the data of 'arc_easy' is not on this machine: .*allenai/ai2_arc"):
         benchmark.load(stock, lab.context("benchmark"), EvalTask(task="arc_easy", shots=4))
