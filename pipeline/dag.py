@@ -31,7 +31,7 @@ STAGES: dict[str, int] = {
     "tokenize": 2,
     "pretrain": 2,
     "convert": 1,
-    "adopt": 1,
+    "adopt": 2,
     "grpo": 2,
     "benchmark": 1,
     "decode": 1,

@@ -1,5 +1,6 @@
 """Tokenizer files as they are in the wild: settings for inference, gaps in ids, pairs that disagree, tokens in text."""
 
+import argparse
 import io
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from pipeline import status
 from pipeline.artifact import read_record
 from pipeline.engines import encoders, sentencepiece, tokenizer_files
 from pipeline.errors import PipelineError
@@ -486,6 +488,14 @@ def test_the_number_of_tokens_is_compared_with_the_registrys(tmp_path, capsys, o
     if more:
         assert more in warnings[0] and "which part it is" in warnings[0] and f"{total + off:,}" in warnings[0]
         assert f"warning: {warnings[0]}" in capsys.readouterr().out
+
+
+def test_status_shows_what_the_records_of_data_warn_of(tmp_path, capsys):
+    build(tmp_path, word_level(), texts=["the cat", "sat on the mat"], tokens=3)
+    capsys.readouterr()
+    asked = argparse.Namespace(scale="smoke", config=tmp_path / "grid.yaml", results=tmp_path / "results")
+    assert status.run(asked) == 0
+    assert "tokenize mine: warning: source 'mine' has " in capsys.readouterr().out
 
 
 def test_no_settings_are_left_in_what_is_mended():
