@@ -33,7 +33,7 @@ STAGES: dict[str, int] = {
     "tokenize": 2,
     "pretrain": 2,
     "convert": 1,
-    "adopt": 1,
+    "adopt": 2,
     "grpo": 3,
     "benchmark": 2,
     "decode": 2,

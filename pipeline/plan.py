@@ -31,6 +31,7 @@ from pipeline.dag import Dag
 from pipeline.forecast import COMPUTING, CPU, SERVING, Cost, Plan, device_of, make, paces, rates
 from pipeline.layouts import Layouts
 from pipeline.memory import GB, GPUS
+from pipeline.registry import Text, origin
 from pipeline.status import duration
 
 
@@ -64,7 +65,13 @@ def table(plan: Plan) -> list[str]:
             c.ljust(w) if i in left_aligned else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
-    return [*lines, "", *totals(plan, stages), *calibration(plan), *plan.refusals]
+    return [*lines, "", *totals(plan, stages), *calibration(plan), *read(plan.dag), *plan.refusals]
+
+
+def read(dag: Dag) -> list[str]:
+    """Which files the corpora that come from outside are made of."""
+    outside = {job.source: dag.datasets[str(job.source)] for job in dag.of("corpus")}
+    return [f"reads {name}: {origin(source)}" for name, source in outside.items() if isinstance(source, Text)]
 
 
 def _hours(plan: Plan, found: list[Cost]) -> str:

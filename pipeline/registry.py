@@ -100,6 +100,20 @@ class HuggingFaceDataset(Text):
         return self
 
 
+def origin(source: "Source") -> str:
+    """What a source is made of, in a line: its files' globs, or that it is generated."""
+    match source:
+        case LocalFiles():
+            return f"files {source.path}"
+        case HuggingFaceDataset(repo=None):
+            return f"no repo is known ({source.unconfirmed})"
+        case HuggingFaceDataset():
+            named = f"configuration {source.config}, " if source.config else ""
+            files = f"files {', '.join(source.files)}" if source.files else f"{named}split {source.split}"
+            return f"{source.repo} at {source.revision or 'its newest revision'}, {files}"
+    return "generated"
+
+
 DESCRIPTIVE = {"tokens", "unconfirmed", "note", "urls"}  # keys of the registry that are no part of identity
 TOKENIZING = {"special_tokens"}  # keys of a data set that are no part of its corpus, but of its tokens
 

@@ -66,6 +66,16 @@ def state_of(dag: Dag, found: Survey, job: Job, results: Path) -> State:
     return State("old") if job in found.stale else State("-")
 
 
+def warnings(states: dict[Job, State], results: Path) -> list[str]:
+    """What the records of data, tokenizers and adopted checkpoints warn of."""
+    lines = []
+    for job, state in states.items():
+        if state.word == "done" and (job.source or job.stage in ("tokenizer", "adopt")):
+            said = artifact.read_record(results / job.folder).metrics.get("warnings", [])
+            lines += [f"{job.label}: warning: {warning}" for warning in said]
+    return lines
+
+
 def table(dag: Dag, states: dict[Job, State]) -> list[str]:
     """The matrix as lines: a row a point or source, a column a stage and variant."""
     columns = list(dict.fromkeys("/".join(filter(None, [j.stage, j.variant])) for j in states))
@@ -98,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     for state in states.values():
         if state.line:
             print(state.line)
+    for line in warnings(states, args.results):
+        print(line)
     return 0
 
 

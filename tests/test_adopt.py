@@ -177,6 +177,21 @@ def test_what_cannot_be_made_sure_of_is_in_the_record(lab, source, tmp_path):
     assert not (out / "consolidated.safetensors").exists() and not (out / "chat_template.jinja").exists()
 
 
+def test_truncation_in_a_checkpoints_tokenizer_file_is_taken_out_and_said(lab, source, tmp_path):
+    from tokenizers import Tokenizer
+
+    for name in ("plain", "cut"):
+        (tmp_path / name).mkdir()
+    _, plain = adopted(lab, tmp_path / "plain", {"path": str(source)})
+    tokens = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokens.enable_truncation(3)
+    tokens.save(str(source / "tokenizer.json"))
+    record, out = adopted(lab, tmp_path / "cut", {"path": str(source)})
+    assert any("truncation to 3 tokens" in warning for warning in record.metrics["warnings"])
+    texts = [Tokenizer.from_file(str(folder / "tokenizer.json")).encode(adopt.SAMPLE).ids for folder in (plain, out)]
+    assert texts[0] == texts[1] and len(texts[0]) > 3
+
+
 def test_the_scales_tokenizer_can_stand_in_for_one_that_is_missing(lab, source, tmp_path):
     (source / "tokenizer.json").unlink()
     with pytest.raises(PipelineError, match=r"no tokenizer.json; `adopt: \{tokenizer: scale\}`"):

@@ -3,18 +3,23 @@
 import itertools
 import json
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from pipeline import plan
 from pipeline.artifact import read_record
 from pipeline.config import load_grid
+from pipeline.dag import Dag
 from pipeline.engines import hub
 from pipeline.errors import PipelineError
 from pipeline.globs import find, for_training, held_out, matches
-from pipeline.registry import HuggingFaceDataset, load_sources
+from pipeline.registry import BenchmarkData, HuggingFaceDataset, load_sources
+from pipeline.stages import benchdata
+from pipeline.tasks.mirror import present_configs
 from tests.test_config import CONFIG
 from tests.test_data import documents, make, with_source
 
@@ -218,6 +223,14 @@ def test_no_paper_source_can_take_a_file_of_a_test_or_validation_split(monkeypat
     assert not [path for path in taken if set(re.split(r"[^a-z]+", path.lower())) & set(WORDS)]
 
 
+def test_the_plan_lists_the_files_that_a_paper_scale_reads_and_none_is_held_out():
+    lines = plan.read(Dag.load("math", CONFIG / "grid.yaml"))
+    assert len(lines) == 27
+    assert "reads gsm8k-merged: allenai/dolmino-mix-1124 at de044e8" in "\n".join(lines)
+    for line in lines:
+        assert "no repo is known" in line or not held_out(line, "**"), line
+
+
 def test_both_parts_of_gsm8k_are_read_without_their_test_questions(monkeypatch):
     sources = paper_sources()
     assert listed(monkeypatch, sources["gsm8k-merged"], LISTING) == [
@@ -236,7 +249,48 @@ def test_held_out_files_of_this_machine_are_left_out_and_said(tmp_path):
     dag = with_source(tmp_path, path=f"{tmp_path}/*.jsonl")
     corpus = make(dag, tmp_path / "results", ("corpus",)) / "mine" / "corpus"
     assert documents(corpus) == ["a"]
-    said = read_record(corpus).metrics["held_out_files"]
+    metrics = read_record(corpus).metrics
+    said = metrics["held_out_files"]
+    assert metrics["warnings"] == [f"2 files are held out by their names and not trained on, as {said['first'][0]}"]
     assert said["files"] == 2 and said["first"] == [str(tmp_path / "b_test.jsonl"), str(tmp_path / "val.jsonl")]
     named = with_source(tmp_path, path=f"{tmp_path}/*_test.jsonl")
     assert documents(make(named, tmp_path / "named", ("corpus",)) / "mine" / "corpus") == ["b_test"]
+
+
+def test_a_card_that_names_a_file_elsewhere_is_refused(monkeypatch):
+    monkeypatch.setattr(hub, "data_files", lambda source, revision: ["train.parquet", ""])
+    source = HuggingFaceDataset(kind="huggingface", repo="a/b", revision="0" * 40, licence="MIT")
+    with pytest.raises(PipelineError, match="source 'mine': a/b at 0000.*: its card names a file outside of it; give"):
+        listed(monkeypatch, source, ["train.parquet"])
+
+
+def test_evaluation_data_is_gathered_by_the_same_globs_and_with_its_test_files(tmp_path, monkeypatch):
+    for path in ("data/test-0.parquet", "data/deep/test-1.parquet", "data/x.json"):
+        (tmp_path / "hub" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hub" / path).touch()
+    patterns = {
+        "data/*.parquet": ["data/test-0.parquet"],
+        "data/**/*.parquet": ["data/deep/test-1.parquet", "data/test-0.parquet"],
+        "data/**": ["data/deep/test-1.parquet", "data/test-0.parquet", "data/x.json"],
+    }
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **more: asked.update(more) or tmp_path)
+    for pattern, wanted in patterns.items():
+        data = BenchmarkData(repo="a/b", revision="0" * 40, files=[pattern], licence="MIT")
+        assert benchdata.gather("mine", data, tmp_path / "hub", tmp_path / "out") == wanted
+        benchdata.fetch("mine", data, tmp_path)
+        assert all(any(fnmatchcase(path, one) for one in asked["allow_patterns"]) for path in wanted), "what is fetched"
+    with pytest.raises(PipelineError, match="benchmarks.mine: no file .*/test/\\*"):
+        data = BenchmarkData(repo="a/b", revision="0" * 40, files=["data/*", "test/*"], licence="MIT")
+        benchdata.gather("mine", data, tmp_path / "hub", tmp_path / "out")
+
+
+def test_a_configuration_whose_files_are_in_deeper_folders_is_present_only_if_they_are(tmp_path):
+    readme = "---\nconfigs:\n- config_name: a\n  data_files: data/**\n- config_name: b\n  data_files: gone/**\n---\n"
+    (tmp_path / "data" / "x").mkdir(parents=True)
+    assert "config_name" in present_configs(readme, tmp_path) and "- config_name: a" in present_configs(
+        readme, tmp_path
+    )
+    (tmp_path / "data" / "x" / "0.parquet").touch()
+    assert "config_name: b" not in present_configs(readme, tmp_path)
+    assert "config_name: a" in present_configs(readme, tmp_path)

@@ -104,13 +104,12 @@ def _with_tokens(encode: Encode, specials: list[Json]) -> Encode:
 # ---------------------------------------------------------------------------------------------------- tokenizer.json
 
 
-def _as_text(data: Json) -> Json:
-    """A tokenizer.json that knows no special tokens, nor that for unknown text, with the same ids for all else.
+def _without(data: Json, names: set[str | None]) -> Json:
+    """A tokenizer.json for which these tokens are text, with the same ids for all else.
 
     They are no added tokens any more, and the model's vocabulary has them under names that are in no text.
     """
     model: dict[str, Any] = dict(data["model"])
-    names = {token["content"] for token in [*tokenizer_files.special(data), {"content": tokenizer_files.unknown(data)}]}
 
     def hidden(piece: str) -> str:
         return UNREACHABLE + piece if piece in names else piece
@@ -127,7 +126,7 @@ def _as_text(data: Json) -> Json:
         model["merges"] = [
             [left, right] for left, right in pairs if not {left, right, left + right.removeprefix(prefix)} & names
         ]
-    kept = [token for token in data.get("added_tokens", []) if not token["special"]]
+    kept = [token for token in data["added_tokens"] if token["content"] not in names]
     return data | {"model": model, "added_tokens": kept, "post_processor": None}
 
 
@@ -139,9 +138,9 @@ def fast_encoder(folder: Path, spelt: str = TEXT) -> Encode:
     """
     path = folder / "tokenizer.json"
     data = tokenizer_files.read(path)
-    if spelt == TEXT:
-        data = _as_text(data)
-    fast = tokenizer_files.load(data, str(path))
+    specials = {token["content"] for token in tokenizer_files.special(data)}
+    unknown = {tokenizer_files.unknown(data)}  # no text spells this one, unless it is a special token
+    fast = tokenizer_files.load(_without(data, specials | unknown if spelt == TEXT else unknown - specials), str(path))
 
     def encode(texts: list[str]) -> list[list[int]]:
         try:

@@ -11,10 +11,12 @@ Nothing is published unless the files have the digests that the grid file gives 
 the point's, the tensors are those of the point by name and shape and hold finite numbers, and the tokenizer fits.
 Weights are taken as safetensors only, and code that comes with a checkpoint is never run.
 
-Publishes the checkpoint's files as they are, and a chat template that passes text through if it has none. The record
+Publishes the checkpoint's files as they are (but for truncation and the like in its tokenizer.json, which are taken
+out), and a chat template that passes text through if it has none. The record
 holds where they came from (`origin`, `commit`), all digests, and what could not be made sure of (`warnings`).
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 
 from pipeline.artifact import RECORD, RECORD_COPY, sha256_file
 from pipeline.config import Adopt
-from pipeline.engines import mixtral
+from pipeline.engines import mixtral, tokenizer_files
 from pipeline.engines.chat import pass_through
 from pipeline.engines.hub_model import HubModel
 from pipeline.engines.weights import refuse_nonfinite
@@ -135,7 +137,6 @@ def check_digests(adopt: Adopt, folder: Path) -> None:
 def check_tokenizer(ctx: Context, adopt: Adopt, warnings: list[str]) -> dict[str, Any]:
     """Put the scale's tokenizer into the checkpoint where that is asked for; see that it can be used, adding a chat
     template if there is none. Appends to `warnings`."""
-    from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
     out, rows = ctx.out, ctx.point.model.vocab_size
@@ -146,12 +147,16 @@ def check_tokenizer(ctx: Context, adopt: Adopt, warnings: list[str]) -> dict[str
         raise PipelineError(
             "it has no tokenizer.json; `adopt: {tokenizer: scale}` takes the scale's own (data.tokenizer) in its place"
         )
+    data = tokenizer_files.read(out / "tokenizer.json")
+    if taken_out := tokenizer_files.take_out_settings(data):
+        (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+        warnings.append(f"taken out of its tokenizer.json, with which tokens would be others: {', '.join(taken_out)}")
+    if (size := tokenizer_files.size(data)) > rows:
+        raise PipelineError(f"its tokenizer needs {size} rows, more than model.vocab_size {rows}")
     tokenizer = AutoTokenizer.from_pretrained(out)
-    if len(tokenizer) > rows:
-        raise PipelineError(f"its tokenizer has {len(tokenizer)} tokens, more than model.vocab_size {rows}")
     ids = tokenizer(SAMPLE)["input_ids"]
     adds_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-    if ids != Tokenizer.from_file(str(out / "tokenizer.json")).encode(SAMPLE).ids:
+    if ids != tokenizer_files.load(data, "tokenizer.json").encode(SAMPLE).ids:
         warnings.append("transformers cuts text into other tokens than tokenizer.json alone does")
     end = mixtral.read_json(out / mixtral.CONFIG).get("eos_token_id")
     if end not in (tokenizer.eos_token_id, [tokenizer.eos_token_id]):
@@ -159,8 +164,8 @@ def check_tokenizer(ctx: Context, adopt: Adopt, warnings: list[str]) -> dict[str
     if tokenizer.chat_template is None:
         (out / "chat_template.jinja").write_text(pass_through(adds_bos))
     source = "the checkpoint's" if adopt.tokenizer == "checkpoint" else f"the scale's ({ctx.scale.data.tokenizer})"
-    ctx.say(f"tokenizer: {source}, {len(tokenizer)} tokens")
-    return {"tokenizer": source, "vocab_size": len(tokenizer), "adds_bos": adds_bos}
+    ctx.say(f"tokenizer: {source}, {size} ids")
+    return {"tokenizer": source, "vocab_size": size, "adds_bos": adds_bos}
 
 
 if __name__ == "__main__":

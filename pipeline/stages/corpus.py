@@ -229,9 +229,6 @@ def read_files(ctx: Context, source: LocalFiles | HuggingFaceDataset) -> tuple[P
     found: dict[str, Any] = {"revision": files.revision} if files.revision else {}
     if files.left_out:
         found["held_out_files"] = {"files": len(files.left_out), "first": files.left_out[:5]}
-        ctx.say(
-            f"{len(files.left_out)} files are held out by their names, as {files.left_out[0]}: they are not trained on"
-        )
     return end, found
 
 
@@ -256,6 +253,10 @@ def run(ctx: Context) -> dict[str, Any]:
                 ctx.say(f"warning: {found['warnings'][0]}")
             end, more = read_files(ctx, source)
             found |= more
+            if left := found.get("held_out_files"):
+                warning = f"{left['files']} files are held out by their names and not trained on, as {left['first'][0]}"
+                found["warnings"] = [*found.get("warnings", []), warning]
+                ctx.say(f"warning: {warning}")
     if not end.documents:
         raise PipelineError(f"source '{ctx.job.source}': the corpus is empty; check its entry in config/sources.yaml")
     ctx.say(f"{end.documents:,} documents, {end.bytes:,} bytes")
