@@ -96,7 +96,10 @@ def records(jobs):
 
 
 def inputs_of(stage):
-    """Input function of a stage's rule: the records of its upstream artifacts, and NOW if its own is stale."""
+    """Input function of a stage's rule: the records of its upstream artifacts, and NOW if its own is stale.
+
+    A job that has to run also waits for its gates, which never are a reason to run it.
+    """
 
     def upstream(wildcards):
         one = artifact(stage, wildcards)
@@ -105,7 +108,9 @@ def inputs_of(stage):
             if one in SURVEY.stale
             else []
         )
-        return records(EXPERIMENT.inputs(one).values()) + now
+        gates = EXPERIMENT.gates(one) if one in SURVEY.unsettled else []
+        waited = [ancient(f"results/{gate.record}") for gate in gates]
+        return records(EXPERIMENT.inputs(one).values()) + waited + now
 
     return upstream
 
