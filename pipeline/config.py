@@ -411,8 +411,12 @@ def main() -> None:
     if parser.parse_args().schema:
         for name, text in schemas().items():
             Path("config", name).write_text(text)
+    from pipeline.dag import Dag
+
     try:
         grid, sources = load_grid(), load_sources()
+        for scale in grid.scales:
+            Dag(grid, sources, scale)
     except PipelineError as error:
         sys.exit(f"error: {error}")
     print(f"{len(grid.scales)} scales, {len(sources.datasets)} data sets, {len(sources.tokenizers)} tokenizers: ok")

@@ -7,20 +7,23 @@ here needs an engine, so that planning a grid takes milliseconds.
         \\-> tokenizer -/            \\_____________\\-> benchmark, decode, taskloss -> table -> figures -> report
     benchdata (of the published tasks that a scale names) -> grpo, benchmark, decode, taskloss
 
-A point that names a finished checkpoint has `adopt` in place of pretrain and convert.
+    tokenizer, items of tasks -> preflight, for which pretrain, grpo and evaluations wait without reading it
+
+A point that names a finished checkpoint has `adopt` in place of pretrain and convert, and if that brings its own
+tokenizer, a preflight of its own.
 """
 
-from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline import checks
-from pipeline.artifact import RECORD, fingerprint
+from pipeline.artifact import fingerprint
 from pipeline.config import Adopt, Grid, load_grid
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
+from pipeline.job import Job
 from pipeline.registry import DESCRIPTIVE, TOKENIZING, BenchmarkData, Source, Sources, Tokenizer, load_sources
 from pipeline.strict import near
 from pipeline.tasks import HUB, TASKS, GeneratedTask, HubTask
@@ -31,6 +34,7 @@ STAGES: dict[str, int] = {
     "benchdata": 2,
     "tokenizer": 2,
     "tokenize": 2,
+    "preflight": 1,
     "pretrain": 2,
     "convert": 1,
     "adopt": 2,
@@ -46,7 +50,11 @@ STATE = ".state"  # folder of unfinished work below the results folder, with the
 FETCHES = ("corpus", "tokenizer", "benchdata", "adopt")  # what brings in data from outside; all else runs offline
 EVALUATIONS = ("benchmark", "decode", "taskloss")
 KEPT_EVALUATIONS = ("benchmark", "taskloss")  # those that intermediate checkpoints go through as well
+GATED = ("pretrain", "grpo", *EVALUATIONS)  # what costs much, and so waits for preflight
 ANALYSIS = ("table", "figures", "report")  # made from records alone, in seconds
+# Keys of evaluations and of the GRPO recipe that change neither a prompt nor whether it fits.
+UNASKED = {"dtype", "samples", "temperature", "top_p", "steps", "rollouts", "mini_batch", "lr", "kl_coef", "clip"}
+UNASKED |= {"dual_clip", "clip_grad", "l1_clip", "weight_decay", "eval_interval", "max_probs_diff", "reward"}
 BASE, GRPO = "base", "grpo"
 
 # Packages whose version changes a stage's numbers. Local versions (+cpu) are left out: the same release on another
@@ -63,47 +71,6 @@ ENGINES: dict[str, tuple[str, ...]] = {
 def _release(package: str) -> str:
     """Version of an installed package without its local part; looking it up takes milliseconds."""
     return metadata.version(package).partition("+")[0]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One artifact of a scale: a stage for a source, a point, or a point's variant.
-
-    Variants are "base", "grpo", and intermediate checkpoints ("step-001000"), which convert has too.
-    """
-
-    stage: str
-    scale: str
-    source: str | None = None
-    point: str | None = None
-    variant: str | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where the artifact lies, relative to the results folder."""
-        parts = [self.scale]
-        if self.stage == "tokenizer":
-            parts.append("data")
-        if self.source:
-            parts += ["data", self.source]
-        if self.point:
-            parts.append(self.point)
-        return Path(*parts, self.stage, *filter(None, [self.variant]))
-
-    @property
-    def record(self) -> Path:
-        """The artifact's record, relative to the results folder."""
-        return self.folder / RECORD
-
-    @property
-    def log(self) -> Path:
-        """The job's log, relative to the repository (workflow/rules write it)."""
-        return Path("logs", self.folder.parent, f"{self.folder.name}.log")
-
-    @property
-    def label(self) -> str:
-        """How messages name the job."""
-        return " ".join(filter(None, [self.stage, self.source, self.point, self.variant]))
 
 
 class Dag:
@@ -149,6 +116,27 @@ class Dag:
         stages = [(f"{s}.tasks", [item.task for item in getattr(self.scale, s).tasks]) for s in self.evaluations]
         return dict(stages) | ({"grpo.task": [self.scale.grpo.task]} if self.scale.grpo else {})
 
+    def asking(self, point: str | None) -> list[str]:
+        """The stages with tasks that a preflight job is of: those of the scale, or of the one point it is made for."""
+        points = [self.points[point]] if point else self.points.values()
+        return [*self.evaluations, *["grpo"] * any(one.grpo for one in points)]
+
+    def preflight(self, point: str) -> Job | None:
+        """The job that looks whether the tasks asked of a point fit; None if none are asked."""
+        if not self.asking(point):
+            return None
+        adopt = self.points[point].adopt
+        own = adopt is not None and adopt.tokenizer == "checkpoint"
+        return Job("preflight", self.name, point=point if own else None)
+
+    def gates(self, job: Job) -> list[Job]:
+        """The jobs that have to have succeeded before this one may begin, although it does not read what they make.
+
+        They are no part of its identity: to ask another task is no reason to train again.
+        """
+        gate = self.preflight(job.point) if job.stage in GATED and job.point else None
+        return [gate] if gate else []
+
     def variants(self, point: str, stage: str) -> list[str]:
         """The checkpoints of a point that an evaluation stage evaluates.
 
@@ -177,18 +165,21 @@ class Dag:
         jobs = [Job("corpus", self.name, source=s) for s in self.datasets]
         jobs += [Job("benchdata", self.name, source=s) for s in self.benchmarks]
         jobs.append(Job("tokenizer", self.name))
+        checks = {gate: None for point in self.points if (gate := self.preflight(point))}
+        jobs += [gate for gate in checks if not gate.point]
         jobs += [Job("tokenize", self.name, source=s) for s in self.datasets]
         jobs += [Job("pretrain", self.name, point=p) for p in trained]
         jobs += [Job("convert", self.name, point=p, variant=v) for p in trained for v in (None, *self.points[p].kept)]
         jobs += [Job("adopt", self.name, point=p) for p in self.points if self.points[p].adopt]
+        jobs += [gate for gate in checks if gate.point]
         jobs += [Job("grpo", self.name, point=p) for p in self.points if self.points[p].grpo]
         for stage in self.evaluations:
             jobs += [Job(stage, self.name, point=p, variant=v) for p in self.points for v in self.variants(p, stage)]
         read: set[Job] = set()
         for job in reversed(jobs):
-            if job.point or job in read:
+            if job.point or job.stage == "preflight" or job in read:
                 read |= set(self.inputs(job).values())
-        jobs = [job for job in jobs if job.point or job in read]
+        jobs = [job for job in jobs if job.point or job.stage == "preflight" or job in read]
         return jobs + [Job(stage, self.name) for stage in ("table", "figures", "report")]
 
     def of(self, stage: str) -> list[Job]:
@@ -249,6 +240,10 @@ class Dag:
                 return corpora if self.tokenizer.kind == "words" else {}
             case "tokenize":
                 return {"corpus": Job("corpus", self.name, source=job.source)} | tokenizer
+            case "preflight":
+                made_by = {"checkpoint": self.checkpoint(job.point)} if job.point else tokenizer
+                stages = self.asking(job.point)
+                return made_by | self._task_inputs([t for key in stages for t in self._asked_by(key)])
             case "pretrain":
                 return tokens
             case "convert":
@@ -269,6 +264,10 @@ class Dag:
             case "report":
                 return {"table": Job("table", self.name), "figures": Job("figures", self.name)}
         raise ValueError(f"unknown stage {job.stage}")
+
+    def _asked_by(self, stage: str) -> list[str]:
+        own = getattr(self.scale, stage)
+        return [own.task] if stage == "grpo" else [item.task for item in own.tasks]
 
     def _adopted(self, job: Job) -> Adopt:
         assert job.point is not None
@@ -296,6 +295,9 @@ class Dag:
                 assert job.source is not None
                 own = self.datasets[job.source].model_dump(include=TOKENIZING)
                 return {"validation": scale.data.validation} | own
+            case "preflight":
+                asked = {s: getattr(scale, s).model_dump(exclude=UNASKED) for s in self.asking(job.point)}
+                return {"asked": asked, "sequence_length": scale.model.sequence_length}
             case "pretrain":
                 assert point is not None
                 axes = {"hidden": point.hidden, "experts": point.experts, "topk": point.topk}

@@ -27,6 +27,7 @@ MINUTES = {
     "benchdata": (120, 0),
     "adopt": (1440, 0),
     "tokenizer": (60, 0),
+    "preflight": (120, 0),
     "tokenize": (1440, 0),
     # Training goes on after its time is up (Slurm: by itself; PBS: by `retries`), so this is what queues allow.
     "pretrain": (1440, 0),

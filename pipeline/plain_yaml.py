@@ -134,6 +134,6 @@ def _overflows(text: str) -> bool:
 
 def _one_line(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
+    problem = ", ".join(filter(None, (getattr(error, name, None) for name in ("context", "problem")))) or str(error)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else "not valid YAML: "
     return where + " ".join(str(problem).split())

@@ -247,6 +247,8 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
         parser.add_argument(
             "--variant", help="a step that pretrain.keep names, such as step-001000 (default: the last)"
         )
+    if stage == "preflight":
+        parser.add_argument("--point", help="a point that adopts a checkpoint with a tokenizer of its own")
     Execution.add_arguments(parser)
     args = parser.parse_args()
     state_root = None

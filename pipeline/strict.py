@@ -152,7 +152,7 @@ def explain(error: ValidationError, path: Path | str, prefix: str = "") -> Pipel
         # What a validator of ours says names the values; a missing key has none.
         whole = item["type"] in ("missing", "value_error") and isinstance(item["input"], dict | list | BaseModel)
         found = "" if whole else f" (found {shown(item['input'])})"
-        lines.append(f"{path}: {where or '(top level)'}: {printable(message)}{found}")
+        lines.append(f"{path}: {printable(where or '(top level)')}: {printable(message)}{found}")
     return PipelineError("\n".join(dict.fromkeys(lines)))
 
 

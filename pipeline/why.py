@@ -156,7 +156,8 @@ def explain(ledger: Ledger, job: Job) -> list[str]:
     causes(ledger, job, found)
     for one, changes in found.items():
         lines += [f"  {change}" + (f" (of {one.label})" if one != job else "") for change in changes]
-    first = [up.label for up in dag.inputs(job).values() if up in unsettled and up not in ledger.records]
+    before = [*dag.gates(job), *dag.inputs(job).values()]
+    first = [up.label for up in before if up in unsettled and up not in ledger.records]
     if first:
         more = f" and {len(first) - NAMED} more" if len(first) > NAMED else ""
         lines.append(f"  made first: {', '.join(first[:NAMED])}{more}")
@@ -181,7 +182,11 @@ def run(args: argparse.Namespace) -> int:
             print(f"scale '{dag.name}': everything is up to date")
             return 0
         print(f"scale '{dag.name}': {len(unsettled)} of {len(jobs)} jobs will run; it begins with:")
-        jobs = [job for job in jobs if job in unsettled and unsettled.isdisjoint(dag.inputs(job).values())]
+        jobs = [
+            job
+            for job in jobs
+            if job in unsettled and unsettled.isdisjoint([*dag.gates(job), *dag.inputs(job).values()])
+        ]
     for job in jobs:
         print("\n".join(explain(ledger, job)))
     return 0

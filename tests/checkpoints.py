@@ -93,6 +93,7 @@ class Lab:
         grid = yaml.safe_load(Path("config/grid.yaml").read_text())
         sources = yaml.safe_load(Path("config/sources.yaml").read_text())
         smoke = grid["scales"]["smoke"] | TASKS | {"points": [{"hidden": 32, "experts": 4, "topk": 2}]}
+        smoke["model"] = smoke["model"] | {"sequence_length": 128}  # the checkpoint's
         grid["scales"]["smoke"] = smoke
         sources["datasets"]["sums-smoke"] |= {"test_items": 96, "documents": 2000, "modulus": 7}
         (folder / "grid.yaml").write_text(yaml.safe_dump(grid))

@@ -184,6 +184,7 @@ def build(folder: Path) -> Lab:
     losses = [{"task": task, "shots": shots, "limit": 3} for task, shots in LOSSES.items()]
     grid["scales"]["smoke"] |= {
         "points": [{"hidden": 32, "experts": 4, "topk": 2}],
+        "model": {"layers": 2, "sequence_length": CONTEXT},
         "benchmark": {"tasks": stock, "max_length": CONTEXT, "dtype": "fp32"},
         "taskloss": {"tasks": losses, "max_length": CONTEXT, "dtype": "fp32"},
         "decode": {"tasks": [{"task": "gsm8k", "limit": 3}], "samples": 4, "max_tokens": 24, "dtype": "fp32"},

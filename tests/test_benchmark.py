@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.stages import benchmark
 from pipeline.tasks import OWN, TASKS, items
 from pipeline.tasks.items import items_folder, read_questions
+from pipeline.tasks.stock import OWN_TASKS, task_manager
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def record(lab):
 @pytest.fixture(scope="module")
 def stock():
     """lm-eval's own index, which takes ten CPU seconds."""
-    return benchmark.task_manager([EvalTask(task="arc_easy")])
+    return task_manager(["arc_easy"])
 
 
 def rows(lab, task, name=None):
@@ -45,7 +46,7 @@ def test_lm_eval_asks_what_the_task_defines(lab, record, task):
 @pytest.mark.parametrize(("task", "name"), [("recall", "remove_whitespace"), ("sums", "strict-match")])
 def test_greedy_texts_and_scores_equal_transformers(lab, record, reference, task, name):
     model, tokenizer = reference
-    config = yaml.safe_load((benchmark.OWN_TASKS / f"{task}.yaml").read_text())["generation_kwargs"]
+    config = yaml.safe_load((OWN_TASKS / f"{task}.yaml").read_text())["generation_kwargs"]
     for question, row in zip(questions(lab, task), rows(lab, task, name), strict=True):
         ids = tokenizer(question.prompt, return_tensors="pt")["input_ids"]
         out = model.generate(ids, do_sample=False, max_new_tokens=config["max_gen_toks"])[0, ids.shape[1] :]

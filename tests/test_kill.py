@@ -11,10 +11,11 @@ import pytest
 from pipeline.dag import Dag, Job
 from tests.repository import contents, remove, runs, snakemake
 
-STAGES = ("tokenize", "pretrain", "convert", "grpo", "benchmark", "decode", "taskloss", "table")
+STAGES = ("preflight", "tokenize", "pretrain", "convert", "grpo", "benchmark", "decode", "taskloss", "table")
 PLACES = ("start", "middle", "before", "after")
 SIGNALS = ("SIGTERM", "SIGKILL")
 SAMPLE = {
+    ("preflight", "before", "SIGKILL"),
     ("tokenize", "middle", "SIGKILL"),
     ("pretrain", "middle", "SIGTERM"),
     ("convert", "before", "SIGTERM"),

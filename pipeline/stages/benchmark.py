@@ -22,19 +22,17 @@ import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import tasks
 from pipeline.artifact import write_atomic
 from pipeline.config import EvalTask
 from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
-from pipeline.tasks import HUB, OWN, TASKS, mirror
+from pipeline.tasks import HUB, OWN, mirror, stock
 from pipeline.tasks.items import Row, in_chunks, items_folder, of_entry
 from pipeline.tasks.prompts import check_bos, prompt_ids
 
@@ -44,18 +42,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1024  # requests between two saves
 PROBED = 64  # prompts of them whose log-probabilities are looked at where a task asks for none
-OWN_TASKS = Path(tasks.__file__).with_name("lm_eval")
-
-
-def task_manager(asked: list[EvalTask]) -> "TaskManager":
-    """lm-eval's index of tasks; its own 228 folders take ten CPU seconds and are read only if a task needs them."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    unknown = any(task.task not in TASKS for task in asked)
-    stock = Path(lm_eval.__file__).with_name("tasks")
-    folders = {str(stock / folder) for task in asked if task.task in HUB and (folder := HUB[task.task].stock)}
-    return TaskManager(include_path=[str(OWN_TASKS), *sorted(folders)], include_defaults=unknown)
 
 
 def load(manager: "TaskManager", ctx: Context, asked: EvalTask) -> list[Any]:
@@ -238,7 +224,7 @@ def run(ctx: Context) -> dict[str, Any]:
     check_bos(ctx.inputs["checkpoint"], config.add_bos)
     with engine.quick_imports():
         from lm_eval.models.vllm_causallms import VLLM
-    manager = task_manager(config.tasks)
+    manager = stock.task_manager(asked.task for asked in config.tasks)
     mirror.lay_out(ctx.state / "mirror", ctx.dag, ctx.inputs, [asked.task for asked in config.tasks])
     loaded = [load(manager, ctx, asked) for asked in config.tasks]
     refuse_same_rows(config.tasks, loaded)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,12 +53,17 @@ def stock_names(wanted: Iterable[str]) -> set[str]:
         kept = set()
     if kept.issuperset(wanted):
         return kept
-    from lm_eval.tasks import TaskManager
-
-    names = sorted(TaskManager().all_tasks)
+    names = _read_index()
     with contextlib.suppress(OSError):  # a home that cannot be written costs the seconds again
         write_atomic(path, json.dumps(names))
     return set(names)
+
+
+@cache
+def _read_index() -> list[str]:
+    from lm_eval.tasks import TaskManager
+
+    return sorted(TaskManager().all_tasks)
 
 
 def answer_tokens(task: str) -> int | None:

@@ -107,11 +107,16 @@ def records(jobs, settled=False):
 
 
 def inputs_of(stage):
-    """Input function of a stage's rule: the records of its upstream artifacts."""
+    """Input function of a stage's rule: the records of its upstream artifacts.
+
+    A job that has to run also waits for its gates, which never are a reason to run it.
+    """
 
     def upstream(wildcards):
         one = artifact(stage, wildcards)
-        return records(EXPERIMENT.inputs(one).values(), one not in SURVEY.unsettled)
+        settled = one not in SURVEY.unsettled
+        gates = [] if settled else EXPERIMENT.gates(one)
+        return records(EXPERIMENT.inputs(one).values(), settled) + records(gates, True)
 
     return upstream
 

@@ -1,0 +1,43 @@
+# Whether the tasks' prompts and answers fit, before anything is trained (pipeline/stages/preflight.py).
+
+
+rule preflight_job:
+    input:
+        inputs_of("preflight"),
+    output:
+        update(f"results/{SCALE}/preflight/record.json"),
+    log:
+        f"logs/{SCALE}/preflight.log",
+    priority: 60
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=need("preflight", "mem_mb"),
+        runtime=need("preflight", "runtime"),
+    params:
+        scale=SCALE,
+    shell:
+        "python -m pipeline.stages.preflight --scale {params.scale}" " &>> {log}"
+
+
+# The same for a point that adopts a checkpoint with a tokenizer of its own.
+rule preflight_point_job:
+    input:
+        inputs_of("preflight"),
+    output:
+        update(f"results/{SCALE}/{{point}}/preflight/record.json"),
+    log:
+        f"logs/{SCALE}/{{point}}/preflight.log",
+    priority: 60
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=need("preflight", "mem_mb"),
+        runtime=need("preflight", "runtime"),
+    params:
+        scale=SCALE,
+    shell:
+        "python -m pipeline.stages.preflight --scale {params.scale} --point {wildcards.point}"
+        " &>> {log}"
