@@ -5,7 +5,7 @@ here needs an engine, so that planning a grid takes milliseconds.
 
     corpus -> tokenize -> pretrain -> convert -> grpo
         \\-> tokenizer -/            \\_____________\\-> benchmark, decode, taskloss -> table -> figures -> report
-    benchdata (of the published tasks that a scale names) -> grpo, benchmark, decode, taskloss
+    benchdata (of the published tasks that a scale names) -> grpo, benchmark, decode, taskloss, and corpus (`screens`)
 
 A point that names a finished checkpoint has `adopt` in place of pretrain and convert.
 """
@@ -20,7 +20,7 @@ from pipeline.artifact import RECORD, fingerprint
 from pipeline.config import Adopt, Grid, load_grid
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
-from pipeline.registry import DESCRIPTIVE, BenchmarkData, Source, Sources, Tokenizer, load_sources
+from pipeline.registry import DESCRIPTIVE, BenchmarkData, Source, Sources, Text, Tokenizer, load_sources
 from pipeline.tasks import TASKS, GeneratedTask, HubTask
 
 # Raise a stage's version when the same settings and inputs would give other results than before.
@@ -185,8 +185,8 @@ class Dag:
     def jobs(self) -> list[Job]:
         """Every job, upstream first. Of the data, what nothing of this scale reads is left out."""
         trained = [p for p in self.points if not self.points[p].adopt]
-        jobs = [Job("corpus", self.name, source=s) for s in self.datasets]
-        jobs += [Job("benchdata", self.name, source=s) for s in self.benchmarks]
+        jobs = [Job("benchdata", self.name, source=s) for s in self.benchmarks]
+        jobs += [Job("corpus", self.name, source=s) for s in self.datasets]
         jobs.append(Job("tokenizer", self.name))
         jobs += [Job("tokenize", self.name, source=s) for s in self.datasets]
         jobs += [Job("pretrain", self.name, point=p) for p in trained]
@@ -255,7 +255,7 @@ class Dag:
         tokens = {f"tokenize/{s}": Job("tokenize", self.name, source=s) for s in self.datasets}
         match job.stage:
             case "corpus" | "benchdata":
-                return {}
+                return self.screens(job)
             case "tokenizer":
                 return corpora if self.tokenizer.kind == "words" else {}
             case "tokenize":
@@ -280,6 +280,18 @@ class Dag:
             case "report":
                 return {"table": Job("table", self.name), "figures": Job("figures", self.name)}
         raise ValueError(f"unknown stage {job.stage}")
+
+    def screens(self, job: Job) -> dict[str, Job]:
+        """Those of a job's inputs by which it only searches what it makes: a corpus, for the benchmarks' questions.
+
+        No part of its identity, but of its record, by their content: where one comes, goes or changes, the job runs
+        again, and what reads it only if it came out otherwise.
+        """
+        if job.stage != "corpus" or job.source is None or not isinstance(self.datasets[job.source], Text):
+            return {}
+        trains = any(point.grpo for point in self.points.values())
+        tasks = [task for key, names in self.asked.items() if trains or key != "grpo.task" for task in names]
+        return self._task_inputs([task for task in tasks if isinstance(TASKS.get(task), HubTask)])
 
     def _adopted(self, job: Job) -> Adopt:
         assert job.point is not None
@@ -324,14 +336,15 @@ class Dag:
         return {job.stage: own} | ({"engines": engines} if engines else {})
 
     def fingerprint(self, job: Job) -> str:
-        """The job's identity: stage, its version, its settings, and the fingerprints of its inputs."""
+        """The job's identity: stage, its version, its settings, and the fingerprints of its inputs but `screens`."""
         if job not in self._fingerprints:
+            inputs = dict(self.inputs(job).items() - self.screens(job).items())
             self._fingerprints[job] = fingerprint(
                 {
                     "stage": job.stage,
                     "version": STAGES[job.stage],
                     "settings": self.settings(job),
-                    "inputs": {name: self.fingerprint(upstream) for name, upstream in self.inputs(job).items()},
+                    "inputs": {role: self.fingerprint(upstream) for role, upstream in inputs.items()},
                 }
             )
         return self._fingerprints[job]
