@@ -116,7 +116,7 @@ def test_an_unpinned_data_set_is_used_with_a_warning_in_the_record(tmp_path, ser
         ),
         (
             {"files": ["lines/*"], "text": "{title}"},
-            "lines/part-0.jsonl, line 1: no column 'title'; mend it, or give the source `on_bad_row: skip`",
+            "lines/part-0.json.gz, line 1: no column 'title'; mend it, or give the source `on_bad_row: skip`",
         ),
         (
             {"repo": None, "revision": None, "unconfirmed": "which dump it was"},
