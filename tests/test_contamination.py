@@ -31,8 +31,7 @@ TESTS = {"sums": [LONG, "What is 2 + 2?"], "trivia": [SHORT, "Who wrote Hamlet?"
 
 
 def found(text: str, tests: dict[str, list[str]] = TESTS, training: list[str] | None = None) -> list[Hit]:
-    (hits,) = Questions(tests, training or []).find([text])
-    return hits
+    return Questions(tests, training or []).find([text]).get(0, [])
 
 
 @pytest.mark.parametrize(
@@ -103,12 +102,11 @@ def test_no_place_in_a_long_text_hides_a_question():
     for size in (contamination.PIECE - 60, contamination.PIECE, 3 * contamination.PIECE + 7):
         filler = " ".join(rng.choices(words, k=size // 7))
         for text in (filler + " " + LONG, filler + " " + LONG + " " + filler, LONG + " " * size + filler):
-            assert questions.find([filler, text, SHORT, filler]) == [
-                *([], [Hit("sums", EXACT, 0)], [Hit("trivia", EXACT, 0)], [])
-            ]
+            found = questions.find([filler, text, SHORT, filler])
+            assert found == {1: [Hit("sums", EXACT, 0)], 2: [Hit("trivia", EXACT, 0)]}
     half = LONG.split()[:12]
-    assert questions.find([" ".join(half), " ".join(LONG.split()[12:])]) == [[], []], "documents are apart"
-    assert questions.find(["x" * 300_000 + " " + LONG + "y" * 300_000]) == [[Hit("sums", PART, 0)]]
+    assert questions.find([" ".join(half), " ".join(LONG.split()[12:])]) == {}, "documents are apart"
+    assert questions.find(["x" * 300_000 + " " + LONG + "y" * 300_000]) == {0: [Hit("sums", PART, 0)]}
 
 
 def test_equal_hashes_drop_nothing(monkeypatch):

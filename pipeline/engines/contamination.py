@@ -218,17 +218,18 @@ class Questions:
                     if _holds(text, begin, words):
                         yield begin, method, row
 
-    def find(self, texts: list[str]) -> list[list[Hit]]:
-        """What each text holds: one hit for each benchmark, a whole question before a part of one."""
+    def find(self, texts: list[str]) -> dict[int, list[Hit]]:
+        """Those of the texts, by number, that hold a question: a hit for each benchmark, a whole question if any."""
         text, begins = _joined(texts)
-        found: list[dict[str, Hit]] = [{} for _ in texts]
+        found: dict[int, dict[str, Hit]] = {}
         for place, method, row in self._matches(text):
             question = row if method == EXACT else row >> 32
-            hits, owner = found[np.searchsorted(begins, place, "right") - 1], self.owner[question]
+            hits = found.setdefault(int(np.searchsorted(begins, place, "right")) - 1, {})
+            owner = self.owner[question]
             name = self.benchmarks[owner]
             if name not in hits or (method, hits[name].method) == (EXACT, PART):
                 hits[name] = Hit(name, method, int(question - self.first[owner]))
-        return [list(hits.values()) for hits in found]
+        return {number: list(hits.values()) for number, hits in found.items()}
 
     def text(self, hit: Hit) -> str:
         """The beginning of a question that was found."""

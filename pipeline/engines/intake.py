@@ -4,8 +4,8 @@ Rows, documents and items are counted from 0; blank lines are no rows.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from pipeline.engines import textfiles
 from pipeline.engines.contamination import METHOD, Hit, Questions
@@ -18,8 +18,7 @@ SEARCHED = 1_000_000  # characters of documents searched for questions at a time
 ROW = 100  # characters that a row counts for at least, so that empty ones do not pile up
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a source: where it stands, and its text with the questions it holds, or what is wrong with it."""
 
     file: int
@@ -28,7 +27,7 @@ class Row:
     hits: Sequence[Hit] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
     """What whole shards hold, what was left out before them, and where reading goes on: at this row of this file.
 
@@ -70,53 +69,58 @@ class Intake:
     paths: Sequence[str] = ()
     questions: Questions | None = None
 
-    def __call__(self, now: Progress, row: Row) -> tuple[Progress, list[str]]:
-        """The progress behind a row, and what of it becomes documents: its text, cut if it is too long, or nothing.
+    def __call__(self, now: Progress, row: Row) -> list[str]:
+        """Count a row; what of it becomes documents: its text, cut if it is too long, or nothing.
 
         Raises:
             PipelineError: the row is bad or contaminated, and the source says to stop.
         """
-        now = replace(now, file=row.file, row=row.number + 1)
+        now.file, now.row = row.file, row.number + 1
         if isinstance(row.text, BadRow):
-            return self._bad(now, row, row.text), []
+            self._bad(now, row.file, row.text)
+            return []
         if not row.text:
-            return replace(now, empty=now.empty + 1), []
-        now = replace(now, read=now.read + 1)
+            now.empty += 1
+            return []
+        now.read += 1
         if row.hits:
-            now = self._contaminated(now, row)
-            if self.source is not None and self.source.contamination == "drop":
-                return replace(now, dropped=now.dropped + 1), []
+            assert self.source is not None
+            self._contaminated(now, row, self.source)
+            if self.source.contamination == "drop":
+                now.dropped += 1
+                return []
         parts = textfiles.cut(row.text)
-        return replace(now, cut=now.cut + (len(parts) > 1)), parts
+        now.cut += len(parts) > 1
+        return parts
 
-    def _bad(self, now: Progress, row: Row, bad: BadRow) -> Progress:
-        path = self.paths[row.file]
+    def _bad(self, now: Progress, file: int, bad: BadRow) -> None:
         if self.source is None or self.source.on_bad_row == "stop":
             raise PipelineError(
-                f"{path}, {bad.place}: {bad.reason}; mend it, or give the source `on_bad_row: skip` in "
+                f"{self.paths[file]}, {bad.place}: {bad.reason}; mend it, or give the source `on_bad_row: skip` in "
                 f"config/sources.yaml, which leaves such rows out and counts them"
             )
-        return replace(now, bad=now.bad + 1, bad_rows=[*now.bad_rows, [path, bad.place, bad.reason]][:NAMED])
+        now.bad += 1
+        now.bad_rows = [*now.bad_rows, [self.paths[file], bad.place, bad.reason]][:NAMED]
 
-    def _contaminated(self, now: Progress, row: Row) -> Progress:
-        assert self.source is not None and self.questions is not None
+    def _contaminated(self, now: Progress, row: Row, source: Text) -> None:
+        assert self.questions is not None
         path, hit = self.paths[row.file], row.hits[0]
         example = {
             **{"document": now.read - 1, "file": path, "row": row.number},
             **{"benchmark": hit.benchmark, "method": hit.method, "item": hit.item},
             "question": self.questions.text(hit),
         }
-        if self.source.contamination == "stop":
+        if source.contamination == "stop":
             raise PipelineError(
                 f"document {now.read - 1} (row {row.number} of {path}) holds test question {hit.item} of "
                 f"{hit.benchmark} ({hit.method}): {example['question']!r}; take it out, or give the source "
                 f"`contamination: drop` or `keep` in config/sources.yaml"
             )
-        found = {name: dict(counts) for name, counts in now.found.items()}
+        now.contaminated += 1
+        now.examples = [*now.examples, example][:NAMED]
         for one in row.hits:
-            counts = found.setdefault(one.benchmark, {})
+            counts = now.found.setdefault(one.benchmark, {})
             counts[one.method] = counts.get(one.method, 0) + 1
-        return replace(now, contaminated=now.contaminated + 1, found=found, examples=[*now.examples, example][:NAMED])
 
     def metrics(self, end: Progress) -> dict[str, Any]:
         """What was left out, for the record: it is part of what the corpus is."""
@@ -160,8 +164,9 @@ def searched(rows: Iterable[Row], questions: Questions) -> Iterator[Row]:
 
     def found() -> Iterator[Row]:
         texts = ["" if isinstance(row.text, BadRow) else row.text for row in held]
-        for row, hits in zip(held, questions.find(texts), strict=True):
-            yield replace(row, hits=hits) if hits else row
+        hits = questions.find(texts)
+        for number, row in enumerate(held):
+            yield row._replace(hits=hits[number]) if number in hits else row
 
     size = 0
     for row in rows:

@@ -159,10 +159,9 @@ def write_shards(
     Args:
         save: called after each whole shard.
     """
-    now, writer = start, None
+    now, writer = replace(start), None
     for row in rows:
-        now, parts = intake(now, row)
-        if parts:
+        if parts := intake(now, row):
             writer = writer or textfiles.ShardWriter(folder / f"documents-{now.shards:05d}.parquet")
             for part in parts:
                 writer.add(part)
