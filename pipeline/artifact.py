@@ -96,8 +96,9 @@ class Record(BaseModel):
     """What a stage says about what it made. Downstream code reads this, never logs.
 
     `outputs` and `metrics` are the artifact's content: on a CPU they follow from its identity alone, byte for byte.
-    What was measured while making it is in `timing`, `wall_s`, `cpu_s` and `peak_rss_mb`; the last two are of the
-    stage's process and its finished children. Ray's processes, in which GRPO runs, are not among them.
+    What its `Dag.screens` found is in `screening`. What was measured while making it is in `timing`, `wall_s`, `cpu_s`
+    and `peak_rss_mb`; the last two are of the stage's process and its finished children. Ray's processes, in which GRPO
+    runs, are not among them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -113,6 +114,7 @@ class Record(BaseModel):
     inputs: list[InputEntry]
     outputs: list[FileEntry]
     metrics: dict[str, Any]
+    screening: dict[str, Any] = {}
     timing: dict[str, float] = {}
     versions: dict[str, str]
     commit: str | None
@@ -133,9 +135,10 @@ class Record(BaseModel):
 
     def text(self) -> str:
         """The one text of this record, its digest filled in."""
-        plain = self.model_copy(update={"digest": ""}).model_dump_json(indent=2)
+        without = None if self.screening else {"screening"}  # as in records that are older than this field
+        plain = self.model_copy(update={"digest": ""}).model_dump_json(indent=2, exclude=without)
         sealed = self.model_copy(update={"digest": hashlib.sha256(plain.encode()).hexdigest()})
-        return sealed.model_dump_json(indent=2) + "\n"
+        return sealed.model_dump_json(indent=2, exclude=without) + "\n"
 
     @classmethod
     def parse(cls, text: str) -> "Record":

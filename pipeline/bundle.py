@@ -26,6 +26,7 @@ from pipeline.artifact import RECORD, RECORD_COPY, FileEntry
 from pipeline.dag import FETCHES, STAGES, Dag
 from pipeline.errors import PipelineError
 from pipeline.registry import FileTokenizer
+from pipeline.survey import survey
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 22
@@ -68,20 +69,21 @@ def contents(dag: Dag, stages: list[str], root: Path, config: Path, results: Pat
     """The files of a bundle, each artifact's record behind its other files.
 
     Raises:
-        PipelineError: an artifact that is not there, or was made with other settings.
+        PipelineError: an artifact that is not there, or was made with other settings or inputs.
     """
     named = dag.tokenizer.files if isinstance(dag.tokenizer, FileTokenizer) else []
     loose = [*sorted(config.glob("*.yaml")), *sorted((root / "workflow" / "envs").glob("*.lock"))]
     loose += [root / path for path in named if not path.is_absolute() and (root / path).exists()]
     entries = [_entry(path, root) for path in loose]
+    stale = survey(dag, results).stale
     for job in dag.jobs:
         if job.stage not in stages:
             continue
         folder = results / job.folder
         record = artifact.read_record(folder)
-        if record.fingerprint != dag.fingerprint(job):
+        if job in stale:
             raise PipelineError(
-                f"{folder / RECORD}: made with other settings than the configuration asks for; "
+                f"{folder / RECORD}: made with other settings or inputs than the configuration asks for; "
                 f"`snakemake --cores 2 {folder / RECORD}` makes it anew"
             )
         entries += [_entry(folder / entry.path, root, entry.sha256) for entry in record.outputs]

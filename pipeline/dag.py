@@ -5,7 +5,7 @@ here needs an engine, so that planning a grid takes milliseconds.
 
     corpus -> tokenize -> pretrain -> convert -> grpo
         \\-> tokenizer -/            \\_____________\\-> benchmark, decode, taskloss -> table -> figures -> report
-    benchdata (of the published tasks that a scale names) -> grpo, benchmark, decode, taskloss
+    benchdata (of the published tasks that a scale names) -> grpo, benchmark, decode, taskloss, and corpus (`screens`)
 
     tokenizer, items of tasks -> preflight, for which pretrain, grpo and evaluations wait without reading it
 
@@ -24,7 +24,7 @@ from pipeline.config import Adopt, Grid, load_grid
 from pipeline.errors import PipelineError
 from pipeline.grid import Point, expand
 from pipeline.job import Job
-from pipeline.registry import DESCRIPTIVE, TOKENIZING, BenchmarkData, Source, Sources, Tokenizer, load_sources
+from pipeline.registry import DESCRIPTIVE, TOKENIZING, BenchmarkData, Source, Sources, Text, Tokenizer, load_sources
 from pipeline.strict import near
 from pipeline.tasks import HUB, TASKS, GeneratedTask, HubTask
 
@@ -162,8 +162,8 @@ class Dag:
     def jobs(self) -> list[Job]:
         """Every job, upstream first. Of the data, what nothing of this scale reads is left out."""
         trained = [p for p in self.points if not self.points[p].adopt]
-        jobs = [Job("corpus", self.name, source=s) for s in self.datasets]
-        jobs += [Job("benchdata", self.name, source=s) for s in self.benchmarks]
+        jobs = [Job("benchdata", self.name, source=s) for s in self.benchmarks]
+        jobs += [Job("corpus", self.name, source=s) for s in self.datasets]
         jobs.append(Job("tokenizer", self.name))
         checks = {gate: None for point in self.points if (gate := self.preflight(point))}
         jobs += [gate for gate in checks if not gate.point]
@@ -235,7 +235,7 @@ class Dag:
         tokens = {f"tokenize/{s}": Job("tokenize", self.name, source=s) for s in self.datasets}
         match job.stage:
             case "corpus" | "benchdata":
-                return {}
+                return self.screens(job)
             case "tokenizer":
                 return corpora if self.tokenizer.kind == "words" else {}
             case "tokenize":
@@ -268,6 +268,18 @@ class Dag:
     def _asked_by(self, stage: str) -> list[str]:
         own = getattr(self.scale, stage)
         return [own.task] if stage == "grpo" else [item.task for item in own.tasks]
+
+    def screens(self, job: Job) -> dict[str, Job]:
+        """Those of a job's inputs by which it only searches what it makes: a corpus, for the benchmarks' questions.
+
+        No part of its identity, but of its record, by their content: where one comes, goes or changes, the job runs
+        again, and what reads it only if it came out otherwise.
+        """
+        if job.stage != "corpus" or job.source is None or not isinstance(self.datasets[job.source], Text):
+            return {}
+        trains = any(point.grpo for point in self.points.values())
+        tasks = [task for key, names in self.asked.items() if trains or key != "grpo.task" for task in names]
+        return self._task_inputs([task for task in tasks if isinstance(TASKS.get(task), HubTask)])
 
     def _adopted(self, job: Job) -> Adopt:
         assert job.point is not None
@@ -317,14 +329,15 @@ class Dag:
         return {job.stage: own} | ({"engines": engines} if engines else {})
 
     def fingerprint(self, job: Job) -> str:
-        """The job's identity: stage, its version, its settings, and the fingerprints of its inputs."""
+        """The job's identity: stage, its version, its settings, and the fingerprints of its inputs but `screens`."""
         if job not in self._fingerprints:
+            inputs = dict(self.inputs(job).items() - self.screens(job).items())
             self._fingerprints[job] = fingerprint(
                 {
                     "stage": job.stage,
                     "version": STAGES[job.stage],
                     "settings": self.settings(job),
-                    "inputs": {name: self.fingerprint(upstream) for name, upstream in self.inputs(job).items()},
+                    "inputs": {role: self.fingerprint(upstream) for role, upstream in inputs.items()},
                 }
             )
         return self._fingerprints[job]

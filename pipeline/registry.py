@@ -46,6 +46,14 @@ class Text(Strict):
         None, description="a template of columns instead of `field`, as '{question}\\n{answer}'"
     )
     sha256: dict[str, str] = Field(default_factory=dict, description="file name or path -> digest, checked if given")
+    on_bad_row: Literal["stop", "skip"] = Field(
+        "stop", description="a row or line that holds no text: stop there, or skip it and count it in the record"
+    )
+    contamination: Literal["drop", "stop", "keep"] = Field(
+        "drop",
+        description="a document that holds a test question of a benchmark the scale evaluates: drop it, stop there, or "
+        "keep it; it is counted in the record",
+    )
     licence: str = Field(description="SPDX name, or a sentence")
     special_tokens: Literal["text", "token"] = Field(
         "text", description="what a special token that a document spells is: text like any other, or the token"

@@ -47,6 +47,7 @@ class Context:
         out: empty folder; what is in it when `run` returns is published.
         progress: call it with (done, total, unit) now and then; `python -m pipeline status` shows it.
         timing: what `run` measured, for the record; it is not part of the artifact's content.
+        screening: what `run` found by `Dag.screens`, for the record; it is not part of the artifact's content either.
     """
 
     job: Job
@@ -58,6 +59,7 @@ class Context:
     progress: Progress
     records: dict[str, Record] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
+    screening: dict[str, Any] = field(default_factory=dict)
 
     @property
     def scale(self) -> Scale:
@@ -186,6 +188,7 @@ def execute(
             inputs=entries,
             outputs=outputs,
             metrics=metrics,
+            screening=ctx.screening,
             timing={name: float(value) for name, value in ctx.timing.items()},
             versions=_versions(),
             commit=_commit(),

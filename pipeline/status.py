@@ -11,7 +11,9 @@ from pipeline.dag import STATE, Dag, Job
 from pipeline.stage import FAILURE
 from pipeline.survey import Survey, survey
 
-LEGEND = "done: made   old: made under other settings   NN%: running   stop: was killed   FAIL: see below   -: not made"
+LEGEND = (
+    "done: made   old: of other settings or inputs   NN%: running   stop: was killed   FAIL: see below   -: not made"
+)
 
 
 @dataclass(frozen=True)

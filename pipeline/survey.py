@@ -12,7 +12,8 @@ class Survey:
     """What a scale's records say.
 
     Attributes:
-        stale: jobs with a record of another identity, or made from other content than their inputs have now.
+        stale: jobs with a record of another identity, or made from other inputs, or from other content than their
+            inputs have now.
         unsettled: those, the jobs without a record, and all that is downstream of either.
     """
 
@@ -39,6 +40,8 @@ def survey(dag: Dag, results: Path) -> Survey:
         made = found.get(job)
         if job in found and (made is None or made[0] != dag.fingerprint(job)):
             stale.add(job)
+        elif made is not None and set(upstream) != set(made[2]):
+            stale.add(job)  # an input came or went that is no part of its identity (`Dag.screens`)
         elif made is not None:
             now = {name: found[one] for name, one in upstream.items() if one in found}
             if any(have is None or have[1] != made[2].get(name) for name, have in now.items()):

@@ -76,14 +76,18 @@ def own_changes(dag: Dag, job: Job, record: Record) -> list[Change]:
 
 
 def input_changes(ledger: Ledger, job: Job, record: Record) -> list[Change]:
-    """Inputs that came, went, have another identity now, or were made again and came out with other content."""
+    """Inputs that came, went, have another identity now, or were made again and came out with other content.
+
+    Another identity of one by which the job only searches (`Dag.screens`) is no change, other content is.
+    """
     before, now = {entry.name: entry for entry in record.inputs}, ledger.dag.inputs(job)
+    screens = ledger.dag.screens(job)
     changes = [Change(f"input {name}", "there", ABSENT) for name in before if name not in now]
     for name, upstream in now.items():
         wanted, made = ledger.dag.fingerprint(upstream), ledger.records.get(upstream)
         if name not in before:
             changes.append(Change(f"input {name}", ABSENT, "there"))
-        elif before[name].fingerprint != wanted:
+        elif before[name].fingerprint != wanted and name not in screens:
             changes.append(Change(f"input {name}", before[name].fingerprint, wanted))
         elif made is not None and made.fingerprint == wanted and made.content != before[name].content:
             changes.append(Change(f"content of input {name}", before[name].content[:16], made.content[:16]))
@@ -101,7 +105,8 @@ def causes(ledger: Ledger, job: Job, found: dict[Job, list[Change]]) -> bool:
         if (record := ledger.records.get(job)) is not None:
             inputs = input_changes(ledger, job, record)
             found[job] += own_changes(ledger.dag, job, record)
-            found[job] += [c for c in inputs if not (any(upstream) and c.field.startswith("input "))]
+            told = any(upstream) and not ledger.dag.screens(job)
+            found[job] += [change for change in inputs if not (told and change.field.startswith("input "))]
     return any(upstream) or bool(found[job])
 
 
@@ -227,11 +232,18 @@ def accept(ledger: Ledger, jobs: list[Job], reason: str) -> list[tuple[Job, list
 
 
 def _accepted(ledger: Ledger, job: Job, record: Record, changes: list[str], reason: str) -> Record:
-    """The record under its new identity; inputs that are gone keep the content they had."""
+    """The record under its new identity; inputs that are gone keep the content they had.
+
+    Raises:
+        PipelineError: an input by which it would be searched is not made yet; what it holds could not be accepted.
+    """
     dag, entries = ledger.dag, []
     before = {entry.name: entry for entry in record.inputs}
     for name, upstream in dag.inputs(job).items():
         made, had = ledger.records.get(upstream), before.get(name)
+        if made is None and had is None and name in dag.screens(job):
+            wanted = ledger.results / upstream.record
+            raise PipelineError(f"{wanted}: not there yet; `snakemake --cores 2 {wanted}` makes it, then accept")
         content = made.content if made is not None else had.content if had is not None else ""
         path = upstream.folder.as_posix()
         entries.append(InputEntry(name=name, path=path, fingerprint=dag.fingerprint(upstream), content=content))

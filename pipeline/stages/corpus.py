@@ -7,6 +7,11 @@ revision. Documents are written in shards of `SHARD_DOCUMENTS` or `SHARD_BYTES`,
 the source. Reading files and data sets, a killed run continues behind its last whole shard; a file of a data set is
 deleted when its documents are in whole shards.
 
+Rows that hold no text stop the stage, or are skipped and counted, as the source says (`on_bad_row`). Existing text is
+searched for test questions of the benchmarks that the scale evaluates (pipeline/engines/contamination.py): documents
+that hold one are dropped, stop the stage or are kept, as the source says (`contamination`), and are counted in the
+record's `screening`. Generated text is not searched: no sum that is asked about is written, and facts are meant to be.
+
 Out: documents-00000.parquet ... (column `text`); tasks/<items>/{train,test}.parquet for generated sources.
 """
 
@@ -24,7 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifact import sha256_file, write_atomic
-from pipeline.engines import hub, textfiles
+from pipeline.engines import contamination, hub, sourcefiles, textfiles
+from pipeline.engines.intake import Intake, Progress, Row, searched
 from pipeline.errors import PipelineError
 from pipeline.globs import find, held_out
 from pipeline.registry import GeneratedFacts, GeneratedSums, HuggingFaceDataset, LocalFiles, Text
@@ -152,35 +158,20 @@ def hub_files(name: str, source: HuggingFaceDataset, folder: Path) -> Files:
 # ---------------------------------------------------------------------------------------------------- shards
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What whole shards hold, and where reading goes on: at this row of this file."""
-
-    shards: int = 0
-    documents: int = 0
-    bytes: int = 0
-    cut: int = 0
-    file: int = 0
-    row: int = 0
-
-
 def write_shards(
-    texts: Iterable[tuple[int, int, str]], folder: Path, start: Progress, save: Callable[[Progress], None]
+    rows: Iterable[Row], intake: Intake, folder: Path, start: Progress, save: Callable[[Progress], None]
 ) -> Progress:
-    """Write the documents of `texts` (file, row, text) as shards; empty ones are dropped, too long ones cut.
+    """Write the documents that are taken in of `rows` as shards.
 
     Args:
         save: called after each whole shard.
     """
-    now, writer = start, None
-    for file, row, text in texts:
-        if text:
-            parts = textfiles.cut(text)
+    now, writer = replace(start), None
+    for row in rows:
+        if parts := intake(now, row):
             writer = writer or textfiles.ShardWriter(folder / f"documents-{now.shards:05d}.parquet")
             for part in parts:
                 writer.add(part)
-            now = replace(now, cut=now.cut + (len(parts) > 1))
-        now = replace(now, file=file, row=row + 1)
         if writer and (writer.documents >= SHARD_DOCUMENTS or writer.bytes >= SHARD_BYTES):
             now, writer = _closed(writer, now), None
             save(now)
@@ -203,30 +194,41 @@ def read_files(ctx: Context, source: LocalFiles | HuggingFaceDataset) -> tuple[P
     else:
         files = hub_files(ctx.job.source, source, ctx.state / "hub")
         ctx.say(f"{source.repo} at {files.revision}: {len(files.names)} files")
+    paths = [str(name[0]) for name in files.names]
+    for path in paths:
+        sourcefiles.kind_of(Path(path))
+    screens = ctx.dag.screens(ctx.job)
+    questions = contamination.read_questions(ctx.inputs[role] for role in screens) if screens else None
+    intake = Intake(source, paths, questions)
+    # What an earlier run left is of these files, searched for these questions, or it is of no use.
+    whence = {"files": files.names, "screens": {role: ctx.records[role].content for role in screens}}
     start = Progress()
     if (ctx.state / PROGRESS).exists():
         saved = json.loads((ctx.state / PROGRESS).read_text())
-        if saved["files"] == files.names:
+        if {key: saved.get(key) for key in whence} == whence:
             start = Progress(**saved["progress"])
             ctx.say(f"going on behind {start.shards} shards, at row {start.row} of file {start.file + 1}")
 
     def save(progress: Progress) -> None:
-        write_atomic(ctx.state / PROGRESS, json.dumps({"files": files.names, "progress": asdict(progress)}))
+        write_atomic(ctx.state / PROGRESS, json.dumps(whence | {"progress": asdict(progress)}))
         for number in range(progress.file):
             files.done(number)
         ctx.say(f"{progress.shards} shards, {progress.documents:,} documents, file {progress.file + 1}")
 
-    def texts() -> Iterator[tuple[int, int, str]]:
+    def rows() -> Iterator[Row]:
         for number in range(start.file, len(files.names)):
             first = start.row if number == start.file else 0
-            rows = textfiles.read_file(files.fetch(number), source)
-            for row, text in enumerate(itertools.islice(rows, first, None), first):
-                yield number, row, text
+            texts = sourcefiles.read_file(files.fetch(number), source)
+            for row, text in enumerate(itertools.islice(texts, first, None), first):
+                yield Row(number, row, text)
 
-    end = write_shards(texts(), folder, start, save)
+    end = write_shards(searched(rows(), questions) if questions else rows(), intake, folder, start, save)
     for number in range(end.shards):
         _link(folder / f"documents-{number:05d}.parquet", ctx.out)
-    found: dict[str, Any] = {"revision": files.revision} if files.revision else {}
+    ctx.screening.update(intake.screening(end))
+    for line in intake.summary(end):
+        ctx.say(line)
+    found = intake.metrics(end) | ({"revision": files.revision} if files.revision else {})
     if files.left_out:
         found["held_out_files"] = {"files": len(files.left_out), "first": files.left_out[:5]}
     return end, found
@@ -246,7 +248,7 @@ def run(ctx: Context) -> dict[str, Any]:
     match source:
         case GeneratedFacts() | GeneratedSums():
             made = generate_facts(source, ctx.out) if source.kind == "facts" else generate_sums(source, ctx.out)
-            end = write_shards(((0, 0, text) for text in made), ctx.out, Progress(), lambda progress: None)
+            end = write_shards((Row(0, 0, text) for text in made), Intake(), ctx.out, Progress(), lambda progress: None)
         case LocalFiles() | HuggingFaceDataset():
             if source.unconfirmed and not (source.kind == "huggingface" and source.repo is None):
                 found["warnings"] = [f"unconfirmed source: {source.unconfirmed}"]
@@ -258,7 +260,10 @@ def run(ctx: Context) -> dict[str, Any]:
                 found["warnings"] = [*found.get("warnings", []), warning]
                 ctx.say(f"warning: {warning}")
     if not end.documents:
-        raise PipelineError(f"source '{ctx.job.source}': the corpus is empty; check its entry in config/sources.yaml")
+        left = f" ({end.bad:,} bad rows, {end.dropped:,} dropped)" if end.bad or end.dropped else ""
+        raise PipelineError(
+            f"source '{ctx.job.source}': the corpus is empty{left}; check its entry in config/sources.yaml"
+        )
     ctx.say(f"{end.documents:,} documents, {end.bytes:,} bytes")
     if end.cut:
         found["documents_cut"] = end.cut
