@@ -20,12 +20,13 @@ room() { # room GB WHAT: stop where there is less
     [ ! -e "$prefix/bin/snakemake" ] || return 0 # only what changed is installed
     free=$(df -Pk "$prefix" | awk 'NR == 2 { print int($4 * 1024 / 1e9) }')
     [ "$free" -ge "$1" ] ||
-        stop "$2 needs $1 GB while it is installed, and $prefix has $free GB: make room, or link .venv to another disk"
+        stop "$2 needs $1 GB while it is installed, and $prefix has $free GB: make room, or move the checkout"
 }
 
 install() { # pip install; its last words are in $why when it fails
     local said status=0
-    said=$(python -m pip install --quiet --disable-pip-version-check --no-input --no-user --no-deps "$@" 2>&1) || status=$?
+    said=$(python -m pip install --quiet --disable-pip-version-check --no-input --no-user --no-deps "$@" 2>&1) ||
+        status=$?
     [ -z "$said" ] || printf 'pip install %s\n%s\n' "$*" "$said" >> "$log"
     if grep -q '^WARNING: Retrying' <<< "$said"; then
         why="a package index cannot be reached"
