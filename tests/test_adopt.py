@@ -303,6 +303,20 @@ def test_a_truncated_shard_and_a_false_index_are_named(lab, source, tmp_path):
         adopted(lab, tmp_path, {"path": str(source)})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_and_named(lab, source, tmp_path, value):
+    from safetensors.torch import load_file, save_file
+
+    shard = source / "model-00003-of-00005.safetensors"
+    tensors = load_file(shard)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[:2] = value
+    save_file(tensors, shard, metadata={"format": "pt"})
+    said = f"{source}: {shard.name}: tensor '{name}' has 2 values that are NaN or infinite; fetch it again"
+    with pytest.raises(PipelineError, match=re.escape(said)):
+        adopted(lab, tmp_path, {"path": str(source)})
+
+
 # ------------------------------------------------------------------------------------------------ the hub
 
 

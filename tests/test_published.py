@@ -6,6 +6,7 @@ and from made-up ones of the same form elsewhere. GSM-Plus is always made up.
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -15,10 +16,13 @@ import yaml
 from pipeline.config import LossTask
 from pipeline.dag import Dag
 from pipeline.errors import PipelineError
+from pipeline.stage import execute
 from pipeline.stages import benchdata, benchmark, decode, taskloss
+from pipeline.stages.grpo import prompt_rows
 from pipeline.tasks import HUB, hub_layout, mirror
-from pipeline.tasks.items import read_questions
+from pipeline.tasks.items import read_questions, with_answer
 from tests import published
+from tests.checkpoints import CPU
 from tests.published import ABSENT, LOSSES, ORIGINALS, SHOTS
 
 AUTHORS = ORIGINALS / "optimal_sparsity_taskloss"
@@ -282,3 +286,71 @@ def test_plus_tests_tell_right_from_wrong(tmp_path):
         else:
             with pytest.raises(AssertionError):
                 exec(program, {})
+
+
+# ------------------------------------------------------------------------------- rows whose answer cannot be read
+
+
+def math_data(folder, solutions):
+    """Rows in MATH's form, as the test split."""
+    path = folder / "data" / "test-00000-of-00001.parquet"
+    path.parent.mkdir()
+    problems = [f"Problem {i}" for i in range(len(solutions))]
+    pq.write_table(benchdata.pa.table({"problem": problems, "solution": solutions}), path)
+    return folder
+
+
+def test_a_row_without_an_answer_keeps_its_place_and_is_named(tmp_path):
+    odd = [r"So $\boxed 2$.", r"So $\boxed{}$.", "nothing", None, r"\boxed{\frac12}"]
+    files = math_data(tmp_path, odd + [r"\boxed{3}"] * 5)
+    found = benchdata.write_items(HUB["math"], files, HUB["math"].test, tmp_path / "items.parquet")
+    name = "data/test-00000-of-00001.parquet: row"
+    assert found == (10, [f"{name} 1", f"{name} 2", f"{name} 3"])
+    rows = pq.read_table(tmp_path / "items.parquet").to_pylist()
+    assert [row["gold"] for row in rows] == ["2", None, None, None, "0.5", *["3"] * 5]
+    assert [row["question"] for row in rows[:5]] == ["Problem 0", "Problem 1", "Problem 2", "", "Problem 4"]
+
+
+@pytest.mark.parametrize("solutions", [["none"] * 2 + [r"\boxed{1}"], ["none"] * 11 + [r"\boxed{1}"] * 1000])
+def test_many_rows_without_an_answer_are_another_data_set(tmp_path, solutions):
+    files = math_data(tmp_path, solutions)
+    with pytest.raises(PipelineError, match="rows have no answer that math can read .*row 0; .*another data set"):
+        benchdata.write_items(HUB["math"], files, HUB["math"].test, tmp_path / "items.parquet")
+
+
+def test_rows_without_an_answer_are_counted_in_the_record_and_not_asked(lab, tmp_path):
+    files = math_data(tmp_path, [r"\boxed{}", *[rf"\boxed{{{i}}}" for i in range(5)]])
+    path = scale_with(lab.config.parent, decode=None, taskloss=None, benchmark=None, grpo=None)
+    grid = yaml.safe_load(path.read_text())
+    grid["scales"]["smoke"]["decode"] = {"tasks": [{"task": "math"}], "samples": 2, "max_tokens": 8, "dtype": "fp32"}
+    sources = yaml.safe_load(path.with_name("sources.yaml").read_text())
+    sources["benchmarks"]["math"] |= {"path": str(files), "files": ["data/*.parquet"], "sha256": {}}
+    path.write_text(yaml.safe_dump(grid))
+    path.with_name("sources.yaml").write_text(yaml.safe_dump(sources))
+    dag = Dag.load("smoke", path)
+    (job,) = dag.of("benchdata")
+    record = execute(dag, job, benchdata.run, tmp_path / "results", CPU)
+    name = "data/test-00000-of-00001.parquet: row 0"
+    assert record.metrics["without_answer"] == {"math_test": {"count": 1, "rows": [name]}}
+    asked = read_questions(dag, {"benchdata/math": tmp_path / "results" / job.folder}, LossTask(task="math"))
+    questions, left_out = with_answer(asked)
+    assert ([question.item for question in questions], left_out) == ([1, 2, 3, 4, 5], 1)
+    with pytest.raises(PipelineError, match="task 'math': none of the 1 items asked has an answer"):
+        with_answer(asked[:1])
+    folder = tmp_path / "results" / job.folder / "tasks" / "math"
+    table, too_long = prompt_rows(folder / "test.parquet", lab.checkpoint, "math", max_prompt=64)
+    assert (table.num_rows, too_long) == (5, 0)
+
+
+def test_leaving_a_row_out_moves_no_worked_example(lab, tmp_path):
+    """lm-eval keeps such rows: the draws for the others must stay those it makes."""
+    (folder,) = (lab.results / job.folder for job in lab.dag.task_input("gsm8k").values())
+    whole = read_questions(lab.dag, {"benchdata/gsm8k": folder}, LossTask(task="gsm8k", shots=4, limit=5))
+    shutil.copytree(folder / "tasks", tmp_path / "tasks")
+    rows = pq.read_table(folder / "tasks/gsm8k/test.parquet").to_pylist()
+    rows[1]["gold"] = None
+    pq.write_table(benchdata.pa.Table.from_pylist(rows, benchdata.ITEMS), tmp_path / "tasks/gsm8k/test.parquet")
+    holed = read_questions(lab.dag, {"benchdata/gsm8k": tmp_path}, LossTask(task="gsm8k", shots=4, limit=5))
+    left, left_out = with_answer(holed)
+    assert left_out == 1
+    assert left == [question for question in whole if question.item != 1]
