@@ -94,10 +94,19 @@ def _known_digests(source: Text, names: set[str]) -> None:
         raise PipelineError(f"config/sources.yaml: sha256: '{min(unknown)}' is not one of the source's files")
 
 
+def matching(pattern: str) -> list[Path]:
+    """The files of a glob, sorted. What is there under a part's very name, such as `notes [1]`, is no pattern."""
+    found = [Path()]
+    for part in Path(pattern).parts:
+        found = [
+            path for folder in found for path in ([folder / part] if (folder / part).exists() else folder.glob(part))
+        ]
+    return sorted({path for path in found if path.is_file()})
+
+
 def local_files(source: LocalFiles) -> Files:
     """The files of a glob, checked against the digests of the registry."""
-    pattern = Path(source.path)
-    paths = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    paths = matching(source.path)
     if not paths:
         raise PipelineError(f"{source.path}: no such file; correct `path` in config/sources.yaml")
 
