@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,22 @@ from pipeline.errors import PipelineError
 SAME = "nothing published was touched; the same command continues"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TIGHT_MB = 64  # less than any checkpoint worth saving
+UNQUOTABLE = ":*?[]\\"
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def check_name(folder: Path) -> None:
+    """Look whether all stages can work in a folder of this name.
+
+    Raises:
+        PipelineError: its path has a character that an engine or the shell gives a meaning and lets nobody quote.
+    """
+    path = str(folder.resolve())
+    if bad := [one for one in path if one in UNQUOTABLE or unicodedata.category(one) in ("Cc", "Cs")]:
+        raise PipelineError(
+            f"{path}: its name has {bad[0]!r}, which search paths (':'), file patterns ('*?[]') or Hydra ('\\') take "
+            f"for something else; move the project to a folder without"
+        )
 
 
 def check_folders(results: Path, folders: Iterable[Path]) -> None:

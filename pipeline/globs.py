@@ -19,6 +19,7 @@ from pydantic import AfterValidator
 from pipeline.errors import PipelineError
 
 FOLDERS = "**"
+WILD = set("*?[")
 
 # Whole words of a path, in any case, that name a split which is not for training: main/test/x, val-0.parquet, foo_TEST.
 HELD_OUT = re.compile(
@@ -49,12 +50,10 @@ def matches(path: str, pattern: str) -> bool:
 def find(folder: Path, pattern: str) -> list[Path]:
     """The files below `folder` (or anywhere, for an absolute pattern) that a pattern stands for, sorted.
 
-    A name with brackets that is there as it is written is taken as it is written. `**` follows no links.
+    A first name with brackets or stars that is there as it is written is taken as it is written. `**` follows no links.
     """
     parts = _parts(pattern)
-    while parts and parts[0] != FOLDERS and not ("*" in parts[0] or "?" in parts[0]):
-        if "[" in parts[0] and not (folder / parts[0]).exists():
-            break
+    while parts and parts[0] != FOLDERS and (not WILD & set(parts[0]) or (folder / parts[0]).exists()):
         folder, parts = folder / parts[0], parts[1:]
     found = folder.glob("/".join(parts)) if parts else [folder]
     return sorted(path for path in found if path.is_file())

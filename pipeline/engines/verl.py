@@ -127,7 +127,13 @@ def overrides(recipe: Grpo, execution: Execution, checkpoint: Path, work: Path, 
             "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes": 64,
             "+actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend": "uni",
         }
-    return [f"{key}={value}" for key, value in settings.items()]
+    return [f"{key}={quoted(value) if isinstance(value, Path) else value}" for key, value in settings.items()]
+
+
+def quoted(path: Path) -> str:
+    """A path as Hydra's grammar takes it, whatever characters are in it; `${` would begin an interpolation."""
+    text = str(path).replace("'", "\\'").replace("${", "\\${")
+    return f"'{text}'"
 
 
 def run_folder(work: Path) -> Path:

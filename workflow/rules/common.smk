@@ -16,7 +16,7 @@ from pipeline.dag import Job as Artifact
 from pipeline.engines.device import Execution
 from pipeline.engines.scheduler import forward_notice
 from pipeline.errors import PipelineError
-from pipeline.faults import check_folders
+from pipeline.faults import check_folders, check_name
 from pipeline.layouts import STAGES as LAID_OUT
 from pipeline.layouts import Layout, Layouts
 from pipeline.needs import needs
@@ -34,11 +34,14 @@ try:
     LAYOUTS = Layouts.load(EXPERIMENT.name)
     LAYOUTS.check(EXPERIMENT.points)
     SURVEY = survey(EXPERIMENT, RESULTS)
+    for folder in (Path(), RESULTS, RESULTS / EXPERIMENT.name):
+        check_name(folder)
     for root in (Path(), Path(STATE)):
         check_folders(RESULTS, [root / one.folder for one in SURVEY.unsettled])
 except PipelineError as error:
     raise WorkflowError(str(error)) from None
 SCALE = EXPERIMENT.name
+
 
 # Records decide what runs, not dates and not Snakemake's notes: artifacts may be made by hand, copied, or set aside, and
 # the clocks of nodes, file servers and other machines may be off by hours. For Snakemake, the inputs of a settled job are
@@ -70,9 +73,8 @@ ENVIRONMENT = "../envs/cuda.yaml" if ON_GPU else "../envs/cpu.yaml"
 
 # Jobs run in the environment that runs Snakemake, whether or not it is activated. SIGTERM, with which schedulers give
 # notice, is for the stage (which sets a handler): its shell stays, or the job would be over before the stage has saved.
-shell.prefix(
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; trap '' TERM; "
-)
+BIN = shlex.quote(str(Path(sys.executable).parent))
+shell.prefix("export PATH={BIN}:$PATH; trap '' TERM; ")
 if workflow.remote_exec:  # this is the Snakemake inside a cluster job
     forward_notice()
 
