@@ -92,6 +92,14 @@ def test_a_different_file_is_never_overwritten(packed, tmp_path):
     assert tree(tmp_path) == {"config/grid.yaml": b"mine"}
 
 
+def test_a_bundle_is_laid_out_where_the_scales_folder_is_a_link_to_another_disk(packed, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "into" / "results").mkdir(parents=True)
+    (tmp_path / "into" / "results" / "smoke").symlink_to(tmp_path / "disk")
+    unbundle(packed[1], tmp_path / "into")
+    assert (tmp_path / "disk" / "data" / "tokenizer" / RECORD).exists()
+
+
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "results/../../outside"])
 def test_a_manifest_that_leaves_the_folder_is_refused(packed, tmp_path, name):
     def change(member: str, data: bytes) -> bytes:

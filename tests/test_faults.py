@@ -71,7 +71,7 @@ def test_a_read_only_results_folder_is_refused_before_any_job(copy: Path, dag: D
     assert done.returncode == 0, done.stdout + done.stderr
     refused = (copy / "refused.log").read_text()
     assert "results: cannot be written; make it writable for this user" in refused and "Traceback" not in refused
-    assert "cannot be written (" in (copy / "stage.log").read_text()
+    assert "cannot be written; make it writable for this user" in (copy / "stage.log").read_text()
     assert contents(copy, dag) == before
 
 
