@@ -177,6 +177,21 @@ def test_no_engine_starts_on_such_weights(value, checkpoint):
         pass
 
 
+def test_prompts_without_finite_log_probabilities_are_named():
+    def output(*values: float) -> Any:
+        return SimpleNamespace(
+            prompt_logprobs=[None, *({i: SimpleNamespace(logprob=v)} for i, v in enumerate(values, 1))]
+        )
+
+    outputs = [output(-1.0, -2.0), output(-1.0, NAN)]
+    llm = SimpleNamespace(generate=lambda prompts, params, use_tqdm: outputs[: len(prompts)])
+    engine.check_prompts(llm, [[0, 1, 2]], ["task 'a', item 0"])
+    with pytest.raises(PipelineError, match="^task 'a', item 1: 1 of 2 log-probabilities are nan: finite weights"):
+        engine.check_prompts(llm, [[0, 1, 2], [0, 1, 2]], ["task 'a', item 0", "task 'a', item 1"])
+    with pytest.raises(PipelineError, match="^b: 1 of 1 log-probabilities are -inf"):
+        engine.check_finite("b", [-INF])
+
+
 def test_log_probabilities_that_are_not_finite_name_task_and_item(lab, checkpoint):
     """The weights are finite, but the logits made of them are beyond fp32."""
     from lm_eval.api.instance import Instance
