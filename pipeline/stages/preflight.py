@@ -18,8 +18,8 @@ put it, and compares them with what holds them:
 
 A text of which more than half the tokens are unknown to the tokenizer is an error too.
 
-Out: tasks.json, an entry a task and split: stage, task, split, items, longest (tokens), item (the longest), limit,
-too_long (items), unknown (share of tokens), or `unchecked` with the reason. The record's metrics have them and the
+Out: tasks.json, an entry a task and split: stage, task, split, shots, items, longest (tokens), item (the longest),
+limit, too_long (items), unknown (share of tokens), or `unchecked` with the reason. The metrics have them and the
 warnings. All that is wrong is said at once.
 """
 
@@ -36,7 +36,8 @@ from pipeline.checks import asked_tasks
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import TASKS, stock
-from pipeline.tasks.items import items_folder, read_questions
+from pipeline.tasks.items import items_folder, read_questions, with_answer
+from pipeline.tasks.prompts import begun, first_ids, training_prompt
 
 CHUNK = 4096  # texts tokenised at a time
 MOST_UNKNOWN = 0.5  # share of a task's tokens
@@ -53,6 +54,7 @@ class Asked:
         room: tokens that have to fit beside each text.
         limit: tokens of text and room together; `limit_key` names it.
         least: items that have to fit; None where all have to.
+        add_bos: as the stage's setting.
     """
 
     stage: str
@@ -64,6 +66,8 @@ class Asked:
     limit: int
     limit_key: str
     least: int | None
+    add_bos: bool | None
+    shots: int = 0
 
 
 def asked(ctx: Context, stage: str, key: str, entry: Any) -> Iterator[Asked | str]:
@@ -73,39 +77,41 @@ def asked(ctx: Context, stage: str, key: str, entry: Any) -> Iterator[Asked | st
     if stage == "grpo":
         folder = items_folder(ctx.dag, ctx.inputs, name)
         for split, limit, least in (("train", None, entry.prompts), ("test", entry.eval_items, 1)):
-            rows = pq.read_table(folder / f"{split}.parquet", columns=["question"]).slice(0, limit)
-            texts = [TASKS[name].prompt(question) for question in rows["question"].to_pylist()]
-            yield Asked(stage, key, name, split, texts, 0, entry.max_prompt, "grpo.max_prompt", least)
+            rows = pq.read_table(folder / f"{split}.parquet", columns=["question", "gold"]).slice(0, limit)
+            rows = rows.filter(rows["gold"].is_valid())
+            texts = [training_prompt(entry, question) for question in rows["question"].to_pylist()]
+            yield Asked(stage, key, name, split, texts, 0, entry.max_prompt, "grpo.max_prompt", least, entry.add_bos)
         return
     if name not in TASKS or (stage == "benchmark" and name in OTHERWISE_PUT):
         yield "its prompts are lm-eval's own"
         return
     settings = getattr(scale, stage)
     seed = {"seed": seed} if (seed := getattr(entry, "seed", None)) is not None else {}
-    questions = read_questions(ctx.dag, ctx.inputs, entry, **seed)
-    prompts = [question.prompt for question in questions]
-    task = TASKS[name]
-    answers = [task.continuation(one.gold if task.loss_on_gold else one.answer) for one in questions]
-    joint = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    if stage == "decode":
-        yield Asked(stage, key, name, "test", prompts, settings.max_tokens, context, "model.sequence_length", None)
-        return
-    limit, limit_key = settings.max_length, f"{stage}.max_length"
-    written = stock.answer_tokens(name) if stage == "benchmark" else None
-    least = 1 if stage == "benchmark" else None
-    if written is None:
-        yield Asked(stage, key, name, "test", joint, 1, limit, limit_key, least)
+    questions, task = read_questions(ctx.dag, ctx.inputs, entry, **seed), TASKS[name]
+    scored = "gold" if stage == "decode" or task.loss_on_gold else "answer"
+    if stage != "benchmark":  # lm-eval asks what has no answer that can be read too
+        questions, _ = with_answer(questions, scored)
+    texts, room, least = [question.prompt for question in questions], 1, None
+    limit, limit_key = context, "model.sequence_length"
+    if stage != "decode":
+        limit, limit_key = settings.max_length, f"{stage}.max_length"
+    written = settings.max_tokens if stage == "decode" else stock.answer_tokens(name) if stage == "benchmark" else None
+    if written is not None:
+        room = written
     else:
-        yield Asked(stage, key, name, "test", prompts, written, limit, limit_key, least)
+        texts = [one.prompt + task.continuation(getattr(one, scored) or "") for one in questions]
+    if stage == "benchmark":
+        least = 1
+    yield Asked(stage, key, name, "test", texts, room, limit, limit_key, least, settings.add_bos, entry.shots)
 
 
-def measure(tokenizer: Tokenizer, unknown: int | None, texts: list[str]) -> tuple[list[int], float]:
-    """The tokens of each text, and the share of all tokens that is unknown."""
+def measure(tokenizer: Tokenizer, unknown: int | None, first: list[int], texts: list[str]) -> tuple[list[int], float]:
+    """The tokens of each text behind the ids put `first`, and the share of all tokens that is unknown."""
     lengths: list[int] = []
     strange = 0
     for start in range(0, len(texts), CHUNK):
-        encoded = tokenizer.encode_batch_fast(texts[start : start + CHUNK])
-        lengths += [len(one.ids) for one in encoded]
+        encoded = tokenizer.encode_batch_fast(texts[start : start + CHUNK], add_special_tokens=False)
+        lengths += [len(begun(one.ids, first)) for one in encoded]
         strange += sum(one.ids.count(unknown) for one in encoded) if unknown is not None else 0
     return lengths, strange / max(1, sum(lengths))
 
@@ -146,8 +152,11 @@ def verdict(one: Asked, lengths: list[int], unknown: float) -> tuple[str | None,
 
 
 def run(ctx: Context) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
     (folder,) = (path for role, path in ctx.inputs.items() if role in ("tokenizer", "checkpoint"))
     tokenizer, unknown_id = load_tokenizer(folder / "tokenizer.json")
+    whole = AutoTokenizer.from_pretrained(folder)
     rows: list[dict[str, Any]] = []
     errors: list[str] = []
     warnings: list[str] = []
@@ -159,13 +168,13 @@ def run(ctx: Context) -> dict[str, Any]:
                 if isinstance(one, str):
                     rows.append({"stage": stage, "task": entry.task, "unchecked": one})
                     continue
-                lengths, unknown = measure(tokenizer, unknown_id, one.texts)
+                lengths, unknown = measure(tokenizer, unknown_id, first_ids(whole, one.add_bos), one.texts)
                 error, warning = verdict(one, lengths, unknown)
                 errors += filter(None, [error])
                 warnings += filter(None, [warning])
                 rows.append(describe(one, lengths, unknown))
                 ctx.say(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
-        except PipelineError as error:  # fewer training items than shots
+        except PipelineError as error:  # fewer training items than shots, no token to begin with
             errors.append(f"{key}: {error}")
     for warning in warnings:
         ctx.say(f"warning: {warning}")
@@ -182,6 +191,7 @@ def describe(one: Asked, lengths: list[int], unknown: float) -> dict[str, Any]:
         "stage": one.stage,
         "task": one.task,
         "split": one.split,
+        "shots": one.shots,
         "items": len(lengths),
         "longest": longest,
         "item": lengths.index(longest) if lengths else None,
