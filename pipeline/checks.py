@@ -174,6 +174,8 @@ def _tasks(dag: "Dag", sources: Sources, registry: str) -> Iterator[Problem]:
             continue
         if why := unfit(stage, name):
             yield f"{key}.task", f"'{name}' {why}; those that serve here: {', '.join(serving)}"
+        elif stage == "grpo" and not any(point.grpo for point in dag.points.values()):
+            continue  # a recipe that a scale inherits and no point of it takes needs no data
         elif isinstance(task, GeneratedTask) and not any(s.kind == task.source_kind for s in dag.datasets.values()):
             yield (
                 f"{key}.task",
