@@ -13,7 +13,7 @@ from pipeline import artifact, faults
 from pipeline.dag import STATE, Dag
 from pipeline.engines.verl import quoted
 from pipeline.errors import PipelineError
-from pipeline.stages.corpus import matching
+from pipeline.globs import find
 from tests.repository import contents, planned, remove, runs, snakemake, verb
 from tests.test_artifact import make, record
 
@@ -200,8 +200,8 @@ def test_a_sources_files_may_be_in_folders_with_any_name(
 ) -> None:
     make(tmp_path, {"notes [1]/a.jsonl": "", "notes [1]/b [x].jsonl": "", "notes 1/c.jsonl": "", "notes [1]/d.txt": ""})
     monkeypatch.chdir(tmp_path)
-    assert [path.as_posix() for path in matching(pattern)] == found
-    assert matching(f"{tmp_path}/{pattern}") == [tmp_path / name for name in found]
+    assert [path.as_posix() for path in find(Path(), pattern)] == found
+    assert find(Path(), f"{tmp_path}/{pattern}") == [tmp_path / name for name in found]
 
 
 def test_commands_start_from_a_folder_with_an_odd_name(tmp_path: Path, smoke: Path) -> None:
