@@ -111,14 +111,14 @@ def records(jobs, settled=False):
 def inputs_of(stage):
     """Input function of a stage's rule: the records of its upstream artifacts.
 
-    A job that has to run also waits for its gates, which never are a reason to run it.
+    A job that has to run also waits for its gates; one that is settled does not, so that they are no reason to run it.
     """
 
     def upstream(wildcards):
         one = artifact(stage, wildcards)
         settled = one not in SURVEY.unsettled
         gates = [] if settled else EXPERIMENT.gates(one)
-        return records(EXPERIMENT.inputs(one).values(), settled) + records(gates, True)
+        return records([*gates, *EXPERIMENT.inputs(one).values()], settled)
 
     return upstream
 
