@@ -98,7 +98,7 @@ def records(jobs):
 def inputs_of(stage):
     """Input function of a stage's rule: the records of its upstream artifacts, and NOW if its own is stale.
 
-    A job that has to run also waits for its gates, which never are a reason to run it.
+    A job that has to run also waits for its gates; one that is settled does not, so that they are no reason to run it.
     """
 
     def upstream(wildcards):
@@ -109,8 +109,7 @@ def inputs_of(stage):
             else []
         )
         gates = EXPERIMENT.gates(one) if one in SURVEY.unsettled else []
-        waited = [ancient(f"results/{gate.record}") for gate in gates]
-        return records(EXPERIMENT.inputs(one).values()) + waited + now
+        return records([*gates, *EXPERIMENT.inputs(one).values()]) + now
 
     return upstream
 
