@@ -188,7 +188,7 @@ def scale_with(folder, **changes):
 
 def test_a_task_without_a_final_answer_cannot_vote(lab):
     path = scale_with(lab.config.parent, decode={"tasks": [{"task": "hellaswag"}]})
-    with pytest.raises(PipelineError, match="smoke.decode.tasks: 'hellaswag' has no final answer .* gsm8k"):
+    with pytest.raises(PipelineError, match="smoke.decode.tasks.0.task: 'hellaswag' has no final answer .* gsm8k"):
         Dag.load("smoke", path)
 
 
@@ -197,7 +197,7 @@ def test_data_that_is_not_registered_is_refused_before_anything_starts(lab):
     sources = yaml.safe_load(path.with_name("sources.yaml").read_text())
     del sources["benchmarks"]["gsm8k"]
     path.with_name("sources.yaml").write_text(yaml.safe_dump(sources))
-    with pytest.raises(PipelineError, match="the data of 'gsm8k' is not under `benchmarks` in config/sources.yaml"):
+    with pytest.raises(PipelineError, match="the data of 'gsm8k' is not under `benchmarks` in .*sources.yaml"):
         Dag.load("smoke", path)
 
 
