@@ -58,8 +58,12 @@ def token_nll(reference: tuple[Any, Any]) -> Callable[[list[int]], list[float]]:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository in which `snakemake --config scale=smoke` has been run once; tests leave it so."""
-    folder = tmp_path_factory.mktemp("repository")
+    """A copy of the repository in which `snakemake --config scale=smoke` has been run once; tests leave it so.
+
+    Its name is one that users have and that shells, Hydra and the like have to quote.
+    """
+    folder = tmp_path_factory.mktemp("repository") / "実験 (v2) it's"
+    folder.mkdir()
     copy_repository(folder)
     done = snakemake(folder)
     assert done.returncode == 0, done.stdout[-10000:]
