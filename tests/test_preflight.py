@@ -113,12 +113,12 @@ def test_lm_evals_other_tasks_are_said_to_be_unchecked(data, tmp_path):
 def test_text_that_the_tokenizer_does_not_know_is_an_error(data):
     words, unknown = load_tokenizer(data / "smoke/data/tokenizer/tokenizer.json")
     texts = ["Janet has three ducks .", "How many eggs does she sell ?"]
-    lengths, share = measure(words, unknown, texts)
+    lengths, share = measure(words, unknown, [words.token_to_id(tokenizer.EOD)], texts)
     assert lengths == [6, 8] and share > 0.5
-    asked = Asked("decode", "decode.tasks.0", "gsm8k", "test", texts, 1, 64, "model.sequence_length", None)
+    asked = Asked("decode", "decode.tasks.0", "gsm8k", "test", texts, 1, 64, "model.sequence_length", None, None)
     error, _ = verdict(asked, lengths, share)
     assert error and "of its tokens are unknown to the tokenizer; choose another data.tokenizer" in error
-    error, _ = verdict(Asked("decode", "k", "gsm8k", "test", [], 1, 64, "model.sequence_length", None), [], 0.0)
+    error, _ = verdict(Asked("decode", "k", "gsm8k", "test", [], 1, 64, "model.sequence_length", None, None), [], 0.0)
     assert error and "there are no items" in error
 
 
@@ -126,7 +126,16 @@ def test_what_a_tokenizer_file_says_of_inference_does_not_hide_a_long_text(data,
     content = json.loads((data / "smoke/data/tokenizer/tokenizer.json").read_text())
     content["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    assert measure(*load_tokenizer(tmp_path / "tokenizer.json"), ["question : 1 + 2 answer :"])[0] == [8]
+    assert measure(*load_tokenizer(tmp_path / "tokenizer.json"), [], ["question : 1 + 2 answer :"])[0] == [7]
+
+
+def test_prompts_are_counted_as_stages_send_them(data, tmp_path):
+    """With the token that `add_bos` puts first, and in GRPO's own form."""
+    changes = {"decode__add_bos": False, "grpo__prompt": "bare"}
+    plain, changed = (check(data, tmp_path, **some).metrics["tasks"] for some in ({}, changes))
+    longest = [{(row["stage"], row["split"]): row["longest"] for row in rows} for rows in (plain, changed)]
+    assert longest[1]["decode", "test"] == longest[0]["decode", "test"] - 1
+    assert longest[1]["grpo", "train"] == longest[0]["grpo", "train"] - 4  # without "question :" and "answer :"
 
 
 # ------------------------------------------------------------------------------------------------------ the DAG
@@ -254,9 +263,11 @@ def test_items_of_grpo_are_those_that_fit(data):
     from pipeline.stages.grpo import prompt_rows
 
     items = data / "smoke/data/sums-smoke/corpus/tasks/sums/train.parquet"
-    table, left_out = prompt_rows(items, data / "smoke/data/tokenizer", "sums", 8)
+    recipe = Dag.load("smoke").scale.grpo.model_copy(update={"max_prompt": 8})
+    table, left_out = prompt_rows(items, data / "smoke/data/tokenizer", recipe)
     assert isinstance(table, pa.Table)
     words, unknown = load_tokenizer(data / "smoke/data/tokenizer/tokenizer.json")
     questions = pq.read_table(items)["question"].to_pylist()
-    lengths, _ = measure(words, unknown, [f"question : {question} answer :" for question in questions])
+    first = [words.token_to_id(tokenizer.EOD)]
+    lengths, _ = measure(words, unknown, first, [f"question : {question} answer :" for question in questions])
     assert sum(length > 8 for length in lengths) == left_out > 0
