@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 SAME = "nothing published was touched; the same command continues"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TIGHT_MB = 64  # less than any checkpoint worth saving
-UNQUOTABLE = ":*?[]\\"
+UNQUOTABLE = ":*?[]{}\\"
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -25,8 +25,8 @@ def check_name(folder: Path) -> None:
     path = str(folder.resolve())
     if bad := [one for one in path if one in UNQUOTABLE or unicodedata.category(one) in ("Cc", "Cs")]:
         raise PipelineError(
-            f"{path}: its name has {bad[0]!r}, which search paths (':'), file patterns ('*?[]') or Hydra ('\\') take "
-            f"for something else; move the project to a folder without"
+            f"{path}: its name has {bad[0]!r}, which search paths (':'), file patterns ('*?[]'), Snakemake ('{{}}') "
+            f"or Hydra ('\\') take for something else; move the project to a folder without"
         )
 
 

@@ -17,7 +17,7 @@ from pipeline.globs import find
 from tests.repository import contents, planned, remove, runs, snakemake, verb
 from tests.test_artifact import make, record
 
-ODD = ["実験 (v2) it's", 'a=b, {c} "d" $E ${F} #g % & ; ~ !', "${oc.env:HOME}".replace(":", " "), "'", "x'y\"z'"]
+ODD = ["実験 (v2) it's", 'a=b, c "d" $E #g % & ; ~ !', "'", "x'y\"z'"]
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_disk_that_is_not_mounted_is_refused_before_any_job(copy: Path, dag: D
     assert f"results/{dag.name}: a link to {tmp_path / 'not-mounted'}, which is not there; mount it" in done.stdout
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", [*ODD, "${oc.env:HOME} {a}"])
 def test_a_path_reaches_verl_as_it_is(name: str, tmp_path: Path) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -171,7 +171,7 @@ def test_characters_that_nobody_can_quote_are_refused(tmp_path: Path) -> None:
     for name in ODD:
         (tmp_path / name).mkdir()
         faults.check_name(tmp_path / name)
-    for character in "*?[]:\\\n\x07":
+    for character in "*?[]{}:\\\n\x07":
         with pytest.raises(PipelineError, match="move the project to a folder without"):
             faults.check_name(tmp_path / f"a{character}b")
 
@@ -205,7 +205,7 @@ def test_a_sources_files_may_be_in_folders_with_any_name(
 
 
 def test_commands_start_from_a_folder_with_an_odd_name(tmp_path: Path, smoke: Path) -> None:
-    """Snakemake's shell finds Python by a path with braces, quotes and `$` in it."""
+    """Snakemake's shell finds Python by a path with quotes and `$` in it."""
     odd = tmp_path / ODD[1]
     shutil.copytree(smoke, odd / "project", symlinks=True, ignore=shutil.ignore_patterns("results", ".snakemake"))
     (odd / "venv").symlink_to(sys.prefix)

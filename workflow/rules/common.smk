@@ -1,7 +1,7 @@
 """What the rules share: the DAG of the chosen scale, and how a rule asks it for inputs and identity."""
 
+import os
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -50,20 +50,25 @@ SCALE = EXPERIMENT.name
 async def force_unsettled(self):
     """In place of DAG.check_incomplete.
 
-    Jobs with notes wait until nothing else is to be done: Snakemake forgets jobs that come after a forced one and a
-    settled one. They have published, and are run again to tidy up.
+    A settled job that the notes call incomplete has published, and runs again to tidy up; but not yet if a settled job
+    reads it and others are unsettled: Snakemake forgets jobs that come after a forced one and a settled one.
     """
-    if not SURVEY.unsettled:
-        return await check_incomplete(self)
     there = (one.record for one in SURVEY.unsettled if (RESULTS / one.record).exists())
     self.forcefiles.update(f"results/{record}" for record in there)
+    made_by = {f"results/{one.record}": one for one in EXPERIMENT.jobs}
+    for file in [] if self.ignore_incomplete else await self.incomplete_files():
+        one = made_by.get(str(file))
+        readers = (
+            job for job in EXPERIMENT.jobs if one in EXPERIMENT.inputs(job).values()
+        )
+        if not SURVEY.unsettled or SURVEY.unsettled.issuperset(readers):
+            self.forcefiles.add(file)
 
 
 async def accept_any_date(self, job, expanded_output):
     """In place of DAG.check_output_mtime."""
 
 
-check_incomplete = DAG.check_incomplete
 DAG.check_incomplete, DAG.check_output_mtime = force_unsettled, accept_any_date
 
 ON_GPU = Execution().on_gpu
@@ -73,8 +78,10 @@ ENVIRONMENT = "../envs/cuda.yaml" if ON_GPU else "../envs/cpu.yaml"
 
 # Jobs run in the environment that runs Snakemake, whether or not it is activated. SIGTERM, with which schedulers give
 # notice, is for the stage (which sets a handler): its shell stays, or the job would be over before the stage has saved.
-BIN = shlex.quote(str(Path(sys.executable).parent))
-shell.prefix("export PATH={BIN}:$PATH; trap '' TERM; ")
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ["PATH"]]
+)
+shell.prefix("trap '' TERM; ")
 if workflow.remote_exec:  # this is the Snakemake inside a cluster job
     forward_notice()
 
