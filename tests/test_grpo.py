@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.config import Grpo
-from pipeline.engines import verl
+from pipeline.engines import verl, verl_outputs
 from pipeline.engines.device import Execution
 from pipeline.errors import PipelineError
 from pipeline.stages.grpo import check_weights_reach_sampler, prompt_rows
@@ -273,26 +274,26 @@ def _log(work: Path, launch: int, steps: list[int], tail: str = "", value: float
 def test_metrics_of_all_launches_become_one_series(tmp_path: Path) -> None:
     _log(tmp_path, 0, [0, 1, 2, 3], tail='{"step": 4, "da', value=0.25)
     _log(tmp_path, 1, [3, 4], value=0.5)
-    series = {step: data["critic/score/mean"] for step, data in verl.read_metrics(tmp_path).items()}
+    series = {step: data["critic/score/mean"] for step, data in verl_outputs.read_metrics(tmp_path).items()}
     assert series == {0: 0.25, 1: 0.25, 2: 0.25, 3: 0.5, 4: 0.5}
 
 
 def test_training_goes_on_from_the_last_save_whose_metrics_were_logged(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         (tmp_path / "checkpoints" / f"global_step_{step}").mkdir(parents=True)
-    tracker = tmp_path / "checkpoints" / verl.TRACKER
+    tracker = tmp_path / "checkpoints" / verl_outputs.TRACKER
     tracker.write_text("6")
     _log(tmp_path, 0, [0, 1, 2, 3, 4, 5])
-    assert verl.resume_step(tmp_path) == 4
+    assert verl_outputs.resume_step(tmp_path) == 4
     assert tracker.read_text() == "4"
     assert not (tmp_path / "checkpoints" / "global_step_6").exists()
 
 
 def test_nothing_saved_means_a_start_from_scratch(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / verl.TRACKER).write_text("")
-    assert verl.resume_step(tmp_path) == 0
-    assert not (tmp_path / "checkpoints" / verl.TRACKER).exists()
+    (tmp_path / "checkpoints" / verl_outputs.TRACKER).write_text("")
+    assert verl_outputs.resume_step(tmp_path) == 0
+    assert not (tmp_path / "checkpoints" / verl_outputs.TRACKER).exists()
 
 
 @pytest.mark.parametrize(
@@ -324,14 +325,14 @@ def test_weights_are_published_as_the_checkpoint_is_laid_out(tmp_path: Path) -> 
     (checkpoint / "record.json").write_text("{}")
     save_file({"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(3)}, checkpoint / "model.safetensors")
     save_file({"a": torch.ones(2), "b": torch.full((3,), 1 / 3)}, trained / "model-00001-of-00001.safetensors")
-    verl.publish_weights(trained, checkpoint, out)
+    verl_outputs.publish_weights(trained, checkpoint, out)
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
     made = load_file(out / "model.safetensors")
     assert made["a"].dtype == torch.bfloat16 and made["a"].tolist() == [1, 1]
     assert torch.equal(made["b"], torch.full((3,), 1 / 3)), "fp32 must not be rounded on the way"
     save_file({"a": torch.ones(2)}, trained / "model-00001-of-00001.safetensors")
     with pytest.raises(PipelineError, match="no tensor 'b'"):
-        verl.publish_weights(trained, checkpoint, out)
+        verl_outputs.publish_weights(trained, checkpoint, out)
 
 
 def test_a_failed_run_shows_the_end_of_its_log_and_leaves_no_process(
@@ -355,3 +356,21 @@ def test_a_failed_run_shows_the_end_of_its_log_and_leaves_no_process(
 def test_runs_of_two_state_folders_share_no_socket(tmp_path: Path) -> None:
     a, b = verl.run_folder(tmp_path / "a"), verl.run_folder(tmp_path / "b")
     assert a != b and len(os.fspath(a)) < 30
+
+
+@pytest.mark.parametrize(("slow", "launches", "ends"), [(1, 2, True), (verl.STARTS, verl.STARTS, False)])
+def test_a_machine_too_busy_for_ray_is_tried_again(slow, launches, ends, tmp_path, monkeypatch, capsys):
+    """Ray gives its own start 30 seconds; nothing has been trained then."""
+    made = []
+
+    def launch(settings, work, metrics, execution, progress):
+        made.append(work)
+        failed = len(made) <= slow
+        metrics.with_suffix(".log").write_text(f"Exception: {verl.SLOW_START}. This could\n" if failed else "")
+        return 1 if failed else 0
+
+    monkeypatch.setattr(verl, "_launch", launch)
+    arguments = ([], tmp_path, tmp_path / "metrics-000.jsonl", Execution(device="cpu"), print)
+    with nullcontext() if ends else pytest.raises(PipelineError, match="verl ended with status 1; the same command"):
+        verl.train(*arguments)
+    assert len(made) == launches and "trying again" in capsys.readouterr().out

@@ -5,7 +5,6 @@ What stock verl lacks for Mixtral and for CPUs is in `pipeline.engines.verl_plug
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,27 +12,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 import pipeline
-from pipeline.artifact import write_atomic
 from pipeline.config import DTYPES, Grpo
 from pipeline.engines.device import Execution, die_with_parent, end_processes, processes
+from pipeline.engines.verl_outputs import read_metrics
 from pipeline.errors import PipelineError
 
 RUN = "GRPO_RUN"  # environment variable that names the run's folder in /tmp; all its processes inherit it
 PLUGIN = "pipeline.engines.verl_plugin"
-TRACKER = "latest_checkpointed_iteration.txt"  # verl resumes from the step written here
 ERROR_LINES = 30
 POLL_S = 0.5
 WORKERS = ("TaskRunner", "WorkerDict", "RunServer", "TransferQueue", "SimpleStorage")  # Ray actors that last a run
 LOST = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError", "EngineDeadError")
 NO_DUAL_CLIP = 1e9  # verl keeps the logarithm of the ratio within 20, so that no ratio reaches this
 GRACE_S = 30  # verl's own end takes its workers first
+SLOW_START = "The current node timed out during startup"  # Ray's, after 30 seconds that no setting changes
+STARTS = 3
 
 
 def overrides(recipe: Grpo, execution: Execution, checkpoint: Path, work: Path, train_rows: int) -> list[str]:
@@ -228,6 +227,32 @@ def train(
     Raises:
         PipelineError: verl failed; with the end of its log. Checkpoints so far stay in `work`.
     """
+    log = metrics.with_suffix(".log")
+    for _ in range(STARTS):
+        status = _launch(settings, work, metrics, execution, progress)
+        text = log.read_text(errors="replace")
+        if status in (0, None) or SLOW_START not in text:
+            break
+        print(f"{log}: Ray did not start within its 30 seconds, as on a busy machine; trying again", flush=True)
+    if status == 0:
+        return
+    said = (name for name in LOST if name in text)
+    if lost := "killed while verl waited for it" if status is None else next(said, None):
+        raise PipelineError(
+            f"{log}: verl lost one of its worker processes ({lost}); most often the system killed it for its "
+            f"memory: run fewer jobs at once (mem_mb in the profile), or lower cache_mb or raise ranks for "
+            f"grpo_job; the same command continues from the last save. The end of the log:\n{last_error(log)}"
+        )
+    raise PipelineError(
+        f"{log}: verl ended with status {status}; the same command continues from its last save. "
+        f"The end of the log:\n{last_error(log)}"
+    )
+
+
+def _launch(
+    settings: list[str], work: Path, metrics: Path, execution: Execution, progress: Callable[[int], None]
+) -> int | None:
+    """One launch of verl; its exit status, or None if a worker was lost while it waited."""
     folder, log = run_folder(work), metrics.with_suffix(".log")
     end_run(folder)
     folder.mkdir(mode=0o700)
@@ -254,98 +279,4 @@ def train(
     finally:
         end_run(folder)
         signal.signal(signal.SIGTERM, before)
-    if status != 0:
-        said = (name for name in LOST if name in log.read_text(errors="replace"))
-        if lost := "killed while verl waited for it" if status is None else next(said, None):
-            raise PipelineError(
-                f"{log}: verl lost one of its worker processes ({lost}); most often the system killed it for its "
-                f"memory: run fewer jobs at once (mem_mb in the profile), or lower cache_mb or raise ranks for "
-                f"grpo_job; the same command continues from the last save. The end of the log:\n{last_error(log)}"
-            )
-        raise PipelineError(
-            f"{log}: verl ended with status {status}; the same command continues from its last save. "
-            f"The end of the log:\n{last_error(log)}"
-        )
-
-
-# ------------------------------------------------------------------------------------------ metrics and checkpoints
-
-
-def _logged(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(step, metrics) of each whole line of a log; a killed run may have left a part of a last one."""
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            return
-        yield entry["step"], entry["data"]
-
-
-def read_metrics(work: Path) -> dict[int, dict[str, Any]]:
-    """verl's metrics by step, over all launches so far; what a later launch did again counts."""
-    steps: dict[int, dict[str, Any]] = {}
-    for path in sorted(work.glob("metrics-*.jsonl")):
-        steps |= dict(_logged(path))
-    return dict(sorted(steps.items()))
-
-
-def resume_step(work: Path) -> int:
-    """The last step whose checkpoint and metrics are both whole (0: none); verl will go on from there.
-
-    verl logs a step after it has saved it, so that a logged step's checkpoint is complete; a checkpoint without its log
-    line was written by a run that was killed in between.
-    """
-    checkpoints, logged = work / "checkpoints", read_metrics(work)
-    saved = [int(path.name.removeprefix("global_step_")) for path in checkpoints.glob("global_step_*")]
-    step = max((step for step in saved if step in logged), default=0)
-    for other in saved:
-        if other > step:
-            shutil.rmtree(checkpoints / f"global_step_{other}")
-    if step:
-        write_atomic(checkpoints / TRACKER, str(step))
-    else:
-        (checkpoints / TRACKER).unlink(missing_ok=True)
-    return step
-
-
-def publish_weights(trained: Path, checkpoint: Path, out: Path) -> None:
-    """Write the trained weights as `checkpoint` is laid out: same files, names, shapes and types.
-
-    verl's own `model_merger` casts everything to bfloat16; the actor also saves a whole model in its own precision.
-
-    Args:
-        trained: Hugging Face folder written by verl's actor.
-        checkpoint: Hugging Face folder that training started from.
-
-    Raises:
-        PipelineError: the trained model has other tensors than the checkpoint.
-    """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    where: dict[str, Path] = {}
-    for path in trained.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            where |= dict.fromkeys(file.keys(), path)
-    for path in sorted(p for p in checkpoint.iterdir() if p.is_file() and not p.name.endswith("record.json")):
-        if path.suffix != ".safetensors":
-            shutil.copyfile(path, out / path.name)
-            continue
-        tensors = {}
-        with safe_open(path, framework="pt") as old:
-            names = old.keys()
-            for name in names:
-                if name not in where:
-                    raise PipelineError(f"{trained}: verl's model has no tensor '{name}', which {path} has")
-                with safe_open(where.pop(name), framework="pt") as new:
-                    before, after = old.get_tensor(name), new.get_tensor(name)
-                if before.shape != after.shape:
-                    raise PipelineError(
-                        f"{trained}: '{name}' is {list(after.shape)} where {path} has {list(before.shape)}"
-                    )
-                tensors[name] = after.to(before.dtype)
-            save_file(tensors, out / path.name, metadata=old.metadata())
-    if where:
-        raise PipelineError(
-            f"{trained}: verl's model has tensors that {checkpoint} has not: {', '.join(sorted(where))}"
-        )
+    return status

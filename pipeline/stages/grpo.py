@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Grpo
-from pipeline.engines import verl
+from pipeline.engines import verl, verl_outputs
 from pipeline.engines.weights import refuse_nonfinite
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
@@ -133,13 +133,13 @@ def run(ctx: Context) -> dict[str, Any]:
             f"{items / 'train.parquet'}: {rows['train']} questions, fewer than grpo.prompts = {recipe.prompts}"
         )
 
-    done = verl.resume_step(state)
+    done = verl_outputs.resume_step(state)
     if done < recipe.steps:
         launch = len(list(state.glob("metrics-*.log")))
         ctx.say(f"verl from step {done} to {recipe.steps}; log: {state / f'metrics-{launch:03}.log'}")
         settings = verl.overrides(recipe, ctx.execution, checkpoint.resolve(), state, rows["train"])
         # The step that training goes on from has been validated if it was due.
-        settings.append(f"trainer.val_before_train={0 not in verl.read_metrics(state)}")
+        settings.append(f"trainer.val_before_train={0 not in verl_outputs.read_metrics(state)}")
         verl.train(
             settings,
             state,
@@ -148,7 +148,7 @@ def run(ctx: Context) -> dict[str, Any]:
             lambda step: ctx.progress(step, recipe.steps, "steps"),
         )
 
-    steps = verl.read_metrics(state)
+    steps = verl_outputs.read_metrics(state)
     training: list[dict[str, Any]] = [
         {"step": n, **{k: data.get(v) for k, v in COLUMNS.items()}} for n, data in steps.items() if n > 0
     ]
@@ -164,7 +164,7 @@ def run(ctx: Context) -> dict[str, Any]:
     for name, table_rows in (("training", training), ("validation", validation)):
         pq.write_table(pa.Table.from_pylist(table_rows), ctx.out / f"{name}.parquet")
     trained = state / "checkpoints" / f"global_step_{recipe.steps}" / "actor" / "huggingface"
-    verl.publish_weights(trained, checkpoint, ctx.out)
+    verl_outputs.publish_weights(trained, checkpoint, ctx.out)
     refuse_nonfinite(
         ctx.out, "nothing is published: GRPO diverged; lower grpo.lr or raise grpo.kl_coef", lambda path: path.name
     )
