@@ -88,7 +88,7 @@ def test_an_adopted_point_is_not_trained_and_only_the_data_that_tasks_ask_about_
     (name,) = dag.points
     assert name == NAME and dag.points[name].adopt.path == f"some/{NAME}"
     assert {job.stage for job in dag.jobs} == {
-        *("corpus", "adopt", "grpo", "benchmark", "decode", "taskloss", "table", "figures", "report")
+        *("corpus", "adopt", "preflight", "grpo", "benchmark", "decode", "taskloss", "table", "figures", "report")
     }
     for job in dag.jobs:
         if job.stage in ("benchmark", "decode", "taskloss"):

@@ -259,7 +259,13 @@ def test_a_new_benchmark_searches_corpora_again_and_changes_nothing_else(hub):
         bundle(now, hub / "b.tar", ["corpus"], root=hub, config=hub / "config")
     record = made(now, results)
     assert record.content == content and set(record.screening["benchmarks"]) == {"gsm8k", "mbpp"}
-    assert {job.stage for job in survey(now, results).unsettled} <= {"taskloss", "table", "figures", "report"}
+    assert {job.stage for job in survey(now, results).unsettled} <= {
+        "preflight",
+        "taskloss",
+        "table",
+        "figures",
+        "report",
+    }
     # A benchmark that goes is a reason too, and may be accepted.
     gone = configure(hub, ["mbpp"])
     ledger = Ledger(gone, results)

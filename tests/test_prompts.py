@@ -72,6 +72,7 @@ class Engine:
         Engine.sent += ids
         params = sampling_params or params
         params = params if isinstance(params, list) else [params] * len(ids)
+        Engine.asked += [prompt for prompt, one in zip(ids, params, strict=True) if one.prompt_logprobs is None]
         return [
             SimpleNamespace(
                 outputs=[
@@ -111,7 +112,8 @@ def sent(lab, inputs, tmp_path, monkeypatch):
         monkeypatch.setattr("vllm.LLM", Engine)
         monkeypatch.setattr("lm_eval.models.vllm_causallms.LLM", Engine)
         monkeypatch.setattr("lm_eval.models.vllm_causallms.resolve_hf_chat_template", lambda **_: None)
-        monkeypatch.setattr(Engine, "sent", [], raising=False)
+        for name in ("sent", "asked"):  # all requests, and those that are not for log-probabilities of the prompt
+            monkeypatch.setattr(Engine, name, [], raising=False)
         for name in ("state", "out"):
             (tmp_path / name).mkdir()
         state, out = tmp_path / "state", tmp_path / "out"
@@ -138,7 +140,9 @@ def expected(lab, inputs, kind, add_bos, tasks, ends=lambda question: [""]):
 @pytest.mark.parametrize(("kind", "add_bos"), CASES)
 def test_decode_sends_what_is_said(lab, inputs, sent, kind, add_bos):
     tasks = [EvalTask(task="recall", limit=3), EvalTask(task="recall", limit=3, shots=2)]
-    found = sent(decode, kind, add_bos, tasks)
+    looked_at = sent(decode, kind, add_bos, tasks)
+    found = Engine.asked
+    assert all(ids in found for ids in looked_at)
     assert found == expected(lab, inputs, kind, add_bos, tasks)
     one = int((kind, add_bos) in BEGINS)
     assert [ids.count(1) for ids in found] == [1, one, one, 1 + one, one, one], "the first question brings one itself"
@@ -154,8 +158,9 @@ def test_task_loss_sends_what_is_said(lab, inputs, sent, kind, add_bos):
 @pytest.mark.parametrize(("kind", "add_bos"), CASES)
 def test_lm_eval_sends_what_is_said(lab, inputs, sent, kind, add_bos):
     tasks = [EvalTask(task="recall", limit=3), EvalTask(task="recall", limit=3, shots=2)]
-    found = sent(benchmark, kind, add_bos, tasks)
-    assert sorted(found) == sorted(expected(lab, inputs, kind, add_bos, tasks))
+    looked_at = sent(benchmark, kind, add_bos, tasks)
+    assert all(ids in Engine.asked for ids in looked_at)
+    assert sorted(Engine.asked) == sorted(expected(lab, inputs, kind, add_bos, tasks))
 
 
 @pytest.mark.parametrize(("kind", "add_bos"), CASES)

@@ -267,7 +267,6 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content, message):
             "eod '<nope>' is not in its vocabulary, as a single token; its special tokens are: '</s>",
         ),
         ({"eod": "the cat"}, "eod 'the cat' is not in its vocabulary, as a single token"),
-        ({"eod": ""}, "eod '' is not in its vocabulary"),
         ({"eod": "the"}, "eod 'the' is a token of ordinary text, .* It has: '</s>'"),
         ({"eod": "<unk>"}, "eod '<unk>' is a token of ordinary text"),
         ({"bos": "cat"}, "bos 'cat' is a token of ordinary text"),

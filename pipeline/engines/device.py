@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -105,6 +106,11 @@ def die_with_parent(with_signal: signal.Signals) -> None:
     """Have the kernel send this process a signal when its parent dies (Linux), so that nothing outlives its stage."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, with_signal)
+
+
+def programs_of_this_environment() -> None:
+    """Have processes started from here find this environment's programs first, whether or not it is activated."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def processes(variable: str, value: str) -> Iterator[psutil.Process]:

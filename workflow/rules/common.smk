@@ -1,8 +1,6 @@
 """What the rules share: the DAG of the chosen scale, and how a rule asks it for inputs and identity."""
 
-import os
 import re
-import sys
 from pathlib import Path
 
 from snakemake.dag import DAG
@@ -13,7 +11,7 @@ from pipeline.dag import (
 )  # Snakefiles share their names with Snakemake itself
 from pipeline.dag import STATE
 from pipeline.dag import Job as Artifact
-from pipeline.engines.device import Execution
+from pipeline.engines.device import Execution, programs_of_this_environment
 from pipeline.engines.scheduler import forward_notice
 from pipeline.errors import PipelineError
 from pipeline.faults import check_folders, check_name
@@ -78,9 +76,7 @@ ENVIRONMENT = "../envs/cuda.yaml" if ON_GPU else "../envs/cpu.yaml"
 
 # Jobs run in the environment that runs Snakemake, whether or not it is activated. SIGTERM, with which schedulers give
 # notice, is for the stage (which sets a handler): its shell stays, or the job would be over before the stage has saved.
-os.environ["PATH"] = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ["PATH"]]
-)
+programs_of_this_environment()
 shell.prefix("trap '' TERM; ")
 if workflow.remote_exec:  # this is the Snakemake inside a cluster job
     forward_notice()
