@@ -3,6 +3,7 @@
 Stages run as they are, up to the engine, which is a stand-in that keeps what it was sent.
 """
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -109,6 +110,7 @@ def sent(lab, inputs, tmp_path, monkeypatch):
         save_tokenizer(inputs["checkpoint"], set(vocabulary), kind)
         config = getattr(lab.dag.scale, stage).model_copy(update={"tasks": tasks, "add_bos": add_bos})
         monkeypatch.setattr(lab.dag, "scale", lab.dag.scale.model_copy(update={stage: config}))
+        importlib.import_module("lm_eval.models.vllm_causallms")  # takes vLLM's own class, to which it is restored
         monkeypatch.setattr("vllm.LLM", Engine)
         monkeypatch.setattr("lm_eval.models.vllm_causallms.LLM", Engine)
         monkeypatch.setattr("lm_eval.models.vllm_causallms.resolve_hf_chat_template", lambda **_: None)
