@@ -150,18 +150,18 @@ def test_grpo_neither_starts_from_nor_publishes_such_weights(lab, checkpoint, tm
     )
     # verl is done, and its metrics are in order; what it made is not
     step = {name: 0.0 for name in grpo.COLUMNS.values()} | {"val-core/sums/acc/mean@1": 0.5, grpo.SECONDS: 1.0}
-    monkeypatch.setattr(grpo.verl, "resume_step", lambda _: 1)
-    monkeypatch.setattr(grpo.verl, "read_metrics", lambda _: {0: step, 1: step})
+    monkeypatch.setattr(grpo.verl_outputs, "resume_step", lambda _: 1)
+    monkeypatch.setattr(grpo.verl_outputs, "read_metrics", lambda _: {0: step, 1: step})
 
     def publish(trained: Path, old: Path, out: Path) -> None:
         shutil.copytree(old, out, dirs_exist_ok=True)
         plant(out / "model.safetensors", EXPERT, NAN)
 
-    monkeypatch.setattr(grpo.verl, "publish_weights", publish)
+    monkeypatch.setattr(grpo.verl_outputs, "publish_weights", publish)
     with pytest.raises(PipelineError, match=f"'{EXPERT}' has 1 values .*; nothing is published: GRPO diverged"):
         grpo.run(ctx)
     plant(checkpoint / "model.safetensors", EXPERT, INF)
-    monkeypatch.setattr(grpo.verl, "resume_step", pytest.fail)
+    monkeypatch.setattr(grpo.verl_outputs, "resume_step", pytest.fail)
     with pytest.raises(PipelineError, match=f"{checkpoint}/model.safetensors: tensor '{EXPERT}' .*GRPO cannot start"):
         grpo.run(ctx)
 
