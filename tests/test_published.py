@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.config import LossTask
+from pipeline.config import Grpo, LossTask
 from pipeline.dag import Dag
 from pipeline.errors import PipelineError
 from pipeline.stage import execute
@@ -338,7 +338,8 @@ def test_rows_without_an_answer_are_counted_in_the_record_and_not_asked(lab, tmp
     with pytest.raises(PipelineError, match="task 'math': none of the 1 items asked has an answer"):
         with_answer(asked[:1])
     folder = tmp_path / "results" / job.folder / "tasks" / "math"
-    table, too_long = prompt_rows(folder / "test.parquet", lab.checkpoint, "math", max_prompt=64)
+    recipe = Grpo(task="math", steps=1, prompts=1, mini_batch=1, lr=1e-3, max_prompt=64)
+    table, too_long = prompt_rows(folder / "test.parquet", lab.checkpoint, recipe)
     assert (table.num_rows, too_long) == (5, 0)
 
 
