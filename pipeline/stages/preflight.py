@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from pipeline.checks import asked_tasks
+from pipeline.engines import tokenizer_files
 from pipeline.errors import PipelineError
 from pipeline.stage import Context, main
 from pipeline.tasks import TASKS, stock
@@ -118,14 +119,10 @@ def measure(tokenizer: Tokenizer, unknown: int | None, first: list[int], texts: 
 
 def load_tokenizer(path: Path) -> tuple[Tokenizer, int | None]:
     """A tokenizer.json without what it says of inference (truncation, padding), and its unknown token's id."""
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    model = json.loads(path.read_text())["model"]
-    unknown = model.get("unk_id")
-    if unknown is None and model.get("unk_token"):
-        unknown = tokenizer.token_to_id(model["unk_token"])
-    return tokenizer, unknown
+    data = tokenizer_files.read(path)
+    tokenizer_files.take_out_settings(data)
+    tokenizer, unknown = tokenizer_files.load(data, str(path)), tokenizer_files.unknown(data)
+    return tokenizer, tokenizer.token_to_id(unknown) if unknown else None
 
 
 def verdict(one: Asked, lengths: list[int], unknown: float) -> tuple[str | None, str | None]:
