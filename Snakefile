@@ -6,7 +6,7 @@
 #   snakemake --cores 2 d32-E4-k2-66K-A47K       every stage, for one point
 #
 # A stage `x` is done by the rule `x_job` (workflow/rules/x.smk), which runs pipeline/stages/x.py. What its inputs are
-# and what identifies its result is computed by pipeline/dag.py.
+# and what identifies its result is computed by pipeline/dag/dag.py.
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -32,9 +32,8 @@ include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/convert.smk"
 include: "workflow/rules/adopt.smk"
 include: "workflow/rules/grpo.smk"
-include: "workflow/rules/benchmark.smk"
-include: "workflow/rules/decode.smk"
-include: "workflow/rules/taskloss.smk"
+include: "workflow/rules/evaluations.smk"
 include: "workflow/rules/table.smk"
+include: "workflow/rules/claims.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/report.smk"

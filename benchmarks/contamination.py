@@ -7,7 +7,7 @@ into documents of a few lines. The questions are 20,000 made of the text's own w
 or the column `question` of `--questions` files (test.parquet of benchdata artifacts). Both parts run `--repeats` times
 in turn, and the least CPU time of each counts, because other work on the machine adds to it.
 
-    search       pipeline/engines/intake.py, as the corpus stage does it
+    search       pipeline/data/intake.py, as the corpus stage does it
     tokenize     SentencePiece's ids alone, without writing them: the tokenize stage takes more
 """
 
@@ -21,8 +21,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from sentencepiece import SentencePieceProcessor
 
-from pipeline.engines.contamination import Questions
-from pipeline.engines.intake import Row, searched
+from pipeline.data.contamination import Questions
+from pipeline.data.intake import Row, searched
 
 GROUP = 1_000_000  # characters tokenised at a time, as in a corpus
 

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import DTYPES, Decode
+from pipeline.config.evaluations import Decode
+from pipeline.config.recipes import DTYPES
+from pipeline.data.sources.sums import GeneratedSums
 from pipeline.engines import vllm as engine
-from pipeline.engines.device import Execution, prepare_environment
-from pipeline.quiet import quietly
-from pipeline.registry import GeneratedSums
+from pipeline.runtime.execution import Execution, prepare_environment
+from pipeline.runtime.quiet import quietly
 from pipeline.tasks import TASKS
-from pipeline.tasks.generate import sum_items
 from pipeline.tasks.items import Question
 
 EOD = "<|eod|>"
@@ -83,7 +83,7 @@ def main() -> None:
     dtype = "bf16" if execution.on_gpu else "fp32"
     asked = {"tasks": [{"task": "sums"}], "samples": args.samples, "max_tokens": args.max_tokens, "dtype": dtype}
     config = Decode.model_validate(asked)
-    items = itertools.islice(sum_items(GeneratedSums(kind="sums", modulus=7, max_terms=4, documents=1), True), 1000)
+    items = itertools.islice(GeneratedSums(kind="sums", modulus=7, max_terms=4, documents=1).stream(test=True), 1000)
     alike = (item for item in items if len(item.question.split()) == 9)  # of one length: padding costs neither side
     questions = [
         Question("sums", i, TASKS["sums"].prompt(item.question), item.question, item.answer, item.gold)

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.dag import Dag
-from pipeline.quiet import quietly
+from pipeline.dag.dag import Dag
+from pipeline.runtime.quiet import quietly
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,12 +2,13 @@
 
     python benchmarks/pretrain.py --scale mini
 
-For each point: milliseconds a step, tokens a second, and the share of the device's matrix-product speed (measured here,
-fp32 or bf16 as the recipe says) that the model's FLOPs come to. On a CPU, times are CPU seconds of one thread, so that
-other work on the machine does not count; on a GPU they are wall-clock seconds.
+For each point: milliseconds per step, tokens per second, and the share of the device's matrix-product speed (measured
+here, fp32 or bf16 as the recipe says) that the model's FLOPs come to. On a CPU, times are CPU seconds of one thread, so
+that other work on the machine does not count; on a GPU they are wall-clock seconds.
 
-The peer is `MixtralForCausalLM` as its documentation would have it trained: grouped experts, fused attention, fused
-AdamW, gradient clipping, load-balancing loss. It has no z-loss, no micro-batch bookkeeping and reports nothing.
+The peer is transformers' own class (`MixtralForCausalLM`), trained as its documentation would have it: grouped experts,
+fused attention, fused AdamW, gradient clipping, load-balancing loss. It has no z-loss, no micro-batch bookkeeping and
+reports nothing.
 """
 
 import argparse
@@ -16,10 +17,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.dag import Dag
-from pipeline.engines.device import Execution, prepare_environment
-from pipeline.grid import Point
-from pipeline.quiet import quietly
+from pipeline.dag.dag import Dag
+from pipeline.dag.point import Point
+from pipeline.runtime.execution import Execution, prepare_environment
+from pipeline.runtime.quiet import quietly
 
 WARM_UP = 5
 
@@ -50,8 +51,8 @@ def median_step(step: Callable[[int], Any], steps: int, clock: Callable[[], floa
 def megatron_step(
     point: Point, execution: Execution, device: Any, dtype: Any, data: list[dict]
 ) -> Callable[[int], Any]:
-    from pipeline.engines import megatron
-    from pipeline.engines.megatron_training import Trainer
+    from pipeline.engines.megatron import model as megatron
+    from pipeline.engines.megatron.trainer import Trainer
 
     trainer = Trainer(megatron.build_model(point, execution, device, dtype), point)
     return lambda i: trainer.step(data, i)
@@ -59,25 +60,17 @@ def megatron_step(
 
 def transformers_step(point: Point, device: Any, dtype: Any, data: list[dict]) -> Callable[[int], Any]:
     import torch
-    from transformers import MixtralConfig, MixtralForCausalLM
+    import transformers
 
-    recipe = point.pretrain
-    config = MixtralConfig(
-        vocab_size=point.model.vocab_size,
-        hidden_size=point.hidden,
-        intermediate_size=point.ffn,
-        num_hidden_layers=point.model.layers,
-        num_attention_heads=point.heads,
-        num_key_value_heads=point.heads,
-        head_dim=point.model.head_size,
-        num_local_experts=point.experts,
-        num_experts_per_tok=point.topk,
+    recipe, architecture = point.pretrain, point.architecture
+    config = transformers.CONFIG_MAPPING[architecture.HF_TYPE](
+        **architecture.hf_config(point.shape),
         output_router_logits=True,
         router_aux_loss_coef=recipe.aux_loss,
         experts_implementation="grouped_mm",
         attn_implementation="sdpa",
     )
-    model = MixtralForCausalLM(config).to(device, dtype)
+    model = getattr(transformers, architecture.HF_CLASS)(config).to(device, dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, fused=True)
 
     def step(i: int) -> None:
@@ -103,7 +96,7 @@ def main() -> None:
     prepare_environment(execution)
     import torch
 
-    from pipeline.engines import megatron
+    from pipeline.engines.megatron import model as megatron
 
     clock = time.perf_counter if execution.on_gpu else time.process_time
     dag = Dag.load(args.scale)

@@ -14,8 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from pipeline.quiet import quietly
-from pipeline.sandbox import run_many, run_python, workers_here
+from pipeline.runtime.quiet import quietly
+from pipeline.sandbox.run import run_many, run_python, workers_here
 
 PROGRAM = "def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5\n"
 

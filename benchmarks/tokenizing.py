@@ -23,10 +23,11 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.dag import Dag, Job
-from pipeline.engines.device import Execution, prepare_environment
-from pipeline.quiet import quietly
-from pipeline.stage import execute
+from pipeline.dag.dag import Dag, Job
+from pipeline.runner import execute
+from pipeline.runtime.execution import Execution, prepare_environment
+from pipeline.runtime.quiet import quietly
+from tests.helpers.config import whole_grid
 
 WAYS = ("corpus", "tokenize", "megatron", "datasets")
 
@@ -48,7 +49,7 @@ def write_corpus(path: Path, megabytes: int) -> int:
 
 def configure(folder: Path, model: Path) -> Dag:
     """A scale with the lines as its one source and the SentencePiece model as its tokenizer."""
-    grid = yaml.safe_load(Path("config/grid.yaml").read_text())
+    grid = whole_grid()
     scale = grid["scales"]["smoke"]
     scale["data"] = {"tokenizer": "bench", "sources": {"lines": 1.0}, "validation": 0.01}
     scale["model"] = {"layers": 2, "vocab_size": 99_584}
@@ -95,7 +96,7 @@ def run_one(way: str, folder: Path, model: Path) -> None:
     prepare_environment(Execution(device="cpu"))
     results, dag = folder / "results", configure(folder, model)
     if way in ("corpus", "tokenize"):
-        from pipeline.engines import megatron_data  # noqa: F401 (imported before the clock starts)
+        from pipeline.engines.megatron import data  # noqa: F401 (imported before the clock starts)
         from pipeline.stages import corpus, tokenize, tokenizer
 
         if way == "tokenize":

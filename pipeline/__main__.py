@@ -4,17 +4,27 @@ import argparse
 import sys
 
 from pipeline.errors import PipelineError
-from pipeline.quiet import quietly
+from pipeline.runtime.quiet import quietly
 
 
 @quietly()
 def main() -> None:
     """Run one verb; 1 for anything the user can mend."""
-    from pipeline import bundle, plan, status, verify, why  # here, so that Ctrl-C meanwhile is quiet too
+    from pipeline.commands import (
+        advise,
+        bundle,
+        claims,
+        config,
+        figures,
+        plan,
+        status,
+        verify,
+        why,  # here, so that Ctrl-C meanwhile is quiet too
+    )
 
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for verb in (plan, status, why, verify, bundle):
+    for verb in (plan, status, why, verify, claims, figures, advise, config, bundle):
         verb.add_parser(verbs)
     args = parser.parse_args()
     try:

@@ -1,18 +1,55 @@
 """What several test files share. Engines are slow to import and start, so their artifacts are made once a session."""
 
+import re
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.dag import Dag
-from pipeline.engines.device import Execution, prepare_environment
-from tests.checkpoints import Lab
-from tests.repository import copy_repository, snakemake
+from pipeline.dag.dag import Dag
+from pipeline.runtime.execution import Execution, prepare_environment
+from tests.helpers.checkpoints import Lab
+from tests.helpers.repository import ROOT, copy_repository, snakemake
 
 prepare_environment(Execution(device="cpu"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite runs in two processes, each of which may run two jobs at a time; anything less in this one."""
+    return 2 if config.args == config.getini("testpaths") else 0
+
+
+@cache
+def needs_run(file: str) -> bool:
+    """Whether tests of a file take `smoke` (or what is made of it), a finished run of that scale: minutes to make."""
+    text = (ROOT / file).read_text()
+    return (
+        "workflow/" in file and re.search(r"^def test_\w+\([^)]*\b(smoke|copy|dag)\b", text, re.MULTILINE) is not None
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process has all the files that need such a run; the others are dealt out."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRun(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "smoke" if needs_run(file) else file
+
+    return OneRun(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long first, so that both processes end at about the same time."""
+    files = {item: item.nodeid.partition("::")[0] for item in items}
+    items.sort(key=lambda item: (not needs_run(files[item]), "workflow/" not in files[item]))
 
 
 @pytest.fixture(scope="session")

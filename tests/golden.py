@@ -1,9 +1,9 @@
-"""The golden run: what scale `smoke` gives on a CPU, kept in golden.json and compared in tests/test_golden.py.
+"""The golden run: what scale `smoke` gives on a CPU, kept in golden.json and compared in tests/workflow/test_golden.py.
 
     ./run python -m tests.golden results          rewrite it from a finished run of the scale
 
-A change of code that changes results has to raise the version of its stage in pipeline/dag.py, and then to rewrite this
-file. A change that should not change results must leave it alone.
+A change of code that changes results has to raise the version of its stage in pipeline/dag/stages.py, and then to
+rewrite this file. A change that should not change results must leave it alone.
 """
 
 import json
@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact
-from pipeline.dag import STAGES, Dag
+from pipeline.artifacts import store
+from pipeline.dag.dag import Dag
+from pipeline.dag.stages import STAGES
 
 GOLDEN = Path(__file__).with_name("golden.json")
 PROVENANCE = ("records.json", "report.html")  # hold times and the commit
@@ -22,6 +23,11 @@ LOSSES = {
     "pretrain": ("train_loss", "validation_loss", "load_balance"),
     "taskloss": ("nll", "nll_item", "bits_token", "bits_byte", "stored_bits"),
 }
+
+
+def versions() -> dict[str, int]:
+    """The version of each stage."""
+    return {name: stage.version for name, stage in STAGES.items()}
 
 
 def processor() -> str:
@@ -44,14 +50,14 @@ def golden_of(results: Path, dag: Dag) -> dict[str, Any]:
     """The run below `results`: by job, what identifies it and what it is."""
     jobs = {}
     for job in dag.jobs:
-        record = artifact.read_record(results / job.folder)
+        record = store.read_record(results / job.folder)
         jobs[job.label] = {
             "stage": job.stage,
             "fingerprint": record.fingerprint,
             "files": {entry.path: entry.sha256 for entry in record.outputs if entry.path not in PROVENANCE},
             "losses": losses(job.stage, record.metrics),
         }
-    return {"processor": processor(), "versions": STAGES, "jobs": jobs}
+    return {"processor": processor(), "versions": versions(), "jobs": jobs}
 
 
 if __name__ == "__main__":

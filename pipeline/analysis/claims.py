@@ -14,8 +14,8 @@ import pandas as pd
 
 from pipeline.analysis.metrics import AT, MEMORISATION, REASONING, Key, family, kind, primary
 from pipeline.analysis.tables import over_seeds, plus_minus
-from pipeline.dag import BASE, GRPO
-from pipeline.grid import short
+from pipeline.dag.dag import BASE, GRPO
+from pipeline.dag.point import short
 
 NOISE = 2.0
 BETTER, WORSE, WITHIN, UNKNOWN = "better, beyond noise", "worse, beyond noise", "within noise", "no error bar"
@@ -65,7 +65,7 @@ class Topic:
     name: str
     question: str
     paper: str
-    unit: str  # what a comparison is made in: series, models ...
+    unit: str  # what is compared: series, models ...
     findings: list[Finding]
 
     @property
@@ -100,10 +100,10 @@ def compare(before: pd.Series, after: pd.Series) -> Difference:
 def topics(results: pd.DataFrame) -> list[Topic]:
     """The questions that the table has comparisons for."""
     merged = over_seeds(results[results["variant"].isin([BASE, GRPO])])
-    keys = [key for wanted in ("accuracy", "bits", "loss", "majority") for key in primary(merged, wanted)]
+    keys = [key for measured in ("accuracy", "bits", "loss", "majority") for key in primary(merged, measured)]
     by_kind = {side: [key for key in keys if kind(key.task) == side] for side in (MEMORISATION, REASONING)}
     losses = [Key("pretrain", "pretrain", "pretrain", metric) for metric in ("train_loss", "validation_loss")]
-    found = [
+    every = [
         Topic(
             "Loss",
             "Does pre-training loss fall as total parameters grow, at equal active parameters?",
@@ -147,7 +147,7 @@ def topics(results: pd.DataFrame) -> list[Topic]:
             list(_voted(merged)),
         ),
     ]
-    return [topic for topic in found if topic.findings]
+    return [topic for topic in every if topic.findings]
 
 
 def _finding(what: str, where: str, before: pd.Series, after: pd.Series, remark: str = "") -> Finding:
@@ -232,32 +232,32 @@ def _voted(merged: pd.DataFrame) -> Iterable[Finding]:
             yield _finding(what, f"{series}, E={experts}", cells[0], cells[-1])
 
 
-def cautions(results: pd.DataFrame, found: list[Topic]) -> list[str]:
+def cautions(results: pd.DataFrame, topics: list[Topic]) -> list[str]:
     """What a reader has to know before believing any of it."""
     models = results.drop_duplicates("point")
     sizes = f"{short(models['total_params'].min())} to {short(models['total_params'].max())}"
-    said = [f"These models have {sizes} total parameters; the paper's have 320M to 52.2B."]
+    sentences = [f"These models have {sizes} total parameters; the paper's have 320M to 52.2B."]
     if models["total_params"].max() < 320e6:
-        said.append(
-            "This is a miniature: an effect seen here is one at this size and on this data only, and where it shows "
-            "no effect it shows none. It neither confirms nor refutes the paper."
+        sentences.append(
+            "This is a miniature: effects and their absence hold at this size and on this data only. It neither "
+            "confirms nor refutes the paper."
         )
     seeds = int(models.groupby(["series", "experts"]).size().max())
     if seeds == 1:
-        said.append(
+        sentences.append(
             "Each model was trained once. Error bars hold the spread over test items only; the spread between training "
             "runs is not measured and may be larger than the differences below."
         )
     else:
-        said.append(
-            f"Up to {seeds} seeds a model; error bars join their spread and the spread over test items. With fewer "
-            "than about five seeds two standard errors are a lenient limit."
+        sentences.append(
+            f"Up to {seeds} seeds per model; error bars combine their spread and the spread over test items. With "
+            "fewer than about five seeds, two standard errors are a lenient limit."
         )
-    judged = sum(f.verdict != UNKNOWN for topic in found for f in topic.findings)
-    said.append(
+    judged = sum(f.verdict != UNKNOWN for topic in topics for f in topic.findings)
+    sentences.append(
         f"{judged} differences are judged against {NOISE:g} combined standard errors. Even if nothing had any effect, "
         f"about {judged * math.erfc(NOISE / math.sqrt(2)):.1f} of them would be expected beyond that by chance, and "
-        "the best model of a series is picked after looking. A share of 0 or 1 is given the Agresti-Coull error, since "
+        "the best model of a series is picked after the fact. A fraction of 0 or 1 has the Agresti-Coull error, since "
         "its own would be zero."
     )
-    return said
+    return sentences

@@ -1,4 +1,8 @@
-"""The report as one self-contained HTML page, from the table and figures artifacts alone (and the grid)."""
+"""The report as one self-contained HTML page, from the artifacts of the analysis alone (and the grid).
+
+The figures are drawn in the page by Vega-Lite from the specifications that the figures stage wrote, so that they answer
+to the pointer and follow a dark or a light screen; where scripts do not run, and until they have, their SVGs stand.
+"""
 
 import base64
 import json
@@ -8,36 +12,41 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+import vl_convert
+from markupsafe import Markup
 
-from pipeline.analysis import claims, tables
-from pipeline.analysis.metrics import Key
-from pipeline.grid import Point, short
+from pipeline.analysis import claims, tables, verdicts
+from pipeline.analysis.answer import answer
+from pipeline.analysis.metrics import Key, words
+from pipeline.dag.point import Point, short
+from pipeline.planning.words import duration
 
-FORMULAS = [  # as pipeline/grid.py computes them
-    ("dense parameters", "layers · (4·hidden² + 2·hidden) + 2·vocab·hidden + hidden"),
-    ("total parameters", "dense + layers · E · (3·hidden·ffn + hidden)"),
-    ("active parameters", "dense + layers · k · 3·hidden·ffn (router left out, embeddings counted)"),
+FORMULAS = [  # as pipeline/dag/point.py computes them, after those that the architectures state
     ("density, sparsity", "k / E, 1 - k / E"),
-    ("training tokens", "steps · sequences a step · sequence length"),
+    ("training tokens", "steps · sequences per step · sequence length"),
     ("tokens per parameter", "training tokens / total parameters"),
-    (
-        "training FLOPs",
-        "training tokens · 12·layers·hidden² · "
-        "(2 + sequence/hidden + 1.5·k·ffn/hidden + vocab/(2·layers·hidden)), forward and backward",
-    ),
+    ("training FLOPs", "training tokens · FLOPs per token"),
 ]
 
 
-def render(title: str, scale: str, points: Iterable[Point], table: Path, figures: Path) -> str:
+FINDING = "finding"  # the figure of the first screen
+
+
+def render(title: str, scale: str, points: Iterable[Point], table: Path, figures: Path, judged: Path) -> str:
     """The page's text. Nothing in it points outside the page: figures are embedded, records are named by path.
 
     Args:
         table: folder of the table artifact.
         figures: folder of the figures artifact.
+        judged: folder of the claims artifact.
     """
     results = pd.read_parquet(table / "results.parquet")
     records = json.loads((table / "records.json").read_text())
-    found = claims.topics(results)
+    topics = claims.topics(results)
+    drawn = _figures(figures)
+    said = json.loads((judged / "claims.json").read_text())
+    points = list(points)
+    stated = dict.fromkeys(formula for point in points for formula in point.architecture.FORMULAS)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -48,18 +57,24 @@ def render(title: str, scale: str, points: Iterable[Point], table: Path, figures
     return environment.get_template("report.html.j2").render(
         title=title,
         scale=scale,
+        answer=answer(results),
+        finding=next((figure for figure in drawn if figure["name"] == FINDING), None),
         facts=_facts(results, records),
-        cautions=claims.cautions(results, found) + _kept(records),
-        topics=found,
-        figures=_figures(figures),
+        claims=_claims(said),
+        counted=_counted(said),
+        cautions=claims.cautions(results, topics) + _kept(records),
+        topics=topics,
+        figures=[figure for figure in drawn if figure["name"] != FINDING],
         wide=_wide(results),
-        formulas=FORMULAS,
+        formulas=[(formula.name, formula.line) for formula in stated] + FORMULAS,
         grid=[_derived(point) for point in points],
         stages=_stages(records),
         versions=_versions(records),
         machines=_distinct(f"{r['hardware']} · {r['execution']}" for r in map(_readable, records)),
         commits=_distinct(r["commit"] or "not under version control" for r in records),
         records=[_readable(r) for r in records],
+        library=Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")),
+        script=Markup((Path(__file__).parent / "page.js").read_text()),
         adopted=[{"point": r["point"]} | r["adopted"] for r in records if "adopted" in r],
     )
 
@@ -75,8 +90,8 @@ def _facts(results: pd.DataFrame, records: list[dict[str, Any]]) -> list[tuple[s
         ("total parameters", f"{short(models['total_params'].min())} to {short(models['total_params'].max())}"),
         ("training tokens", f"{models['tokens'].sum():,}"),
         ("training FLOPs", f"{models['flops'].sum():.3g}"),
-        ("CPU time", _duration(sum(r["cpu_s"] for r in records))),
-        ("begun (UTC)", f"{started[0][:16]} to {started[-1][:16]}".replace("T", " ")),
+        ("CPU time", duration(sum(r["cpu_s"] for r in records))),
+        ("started (UTC)", f"{started[0][:16]} to {started[-1][:16]}".replace("T", " ")),
     ]
 
 
@@ -90,21 +105,39 @@ def _kept(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 600
-        else f"{seconds / 60:.1f} min"
-        if seconds < 36000
-        else f"{seconds / 3600:.1f} h"
-    )
+def _claims(said: dict[str, Any]) -> dict[str, Any]:
+    """A line for each finding on a claim, as `verdicts.page` words it."""
+    frame = verdicts.page(said)
+    columns = {"claim": "claim", "finding": "verdict", "statistic": "test", "estimate": "estimate"}
+    columns |= {"interval": "95 % interval", "p": "p, corrected", "n": "of", "number": "number", "source": "source"}
+    frame = frame.sort_values(
+        "verdict", key=lambda verdict: verdict == "not run", kind="stable"
+    )  # those that were first
+    frame["finding"] = [verdict or whole for verdict, whole in zip(frame["finding"], frame["verdict"], strict=True)]
+    frame["statistic"] = [text or reason for text, reason in zip(frame["statistic"], frame["reason"], strict=True)]
+    # "benchmark sums exact_match,strict-match" in words.
+    parts = [number.rpartition(" ") for number in frame["number"]]
+    frame["number"] = [f"{asked}, {words(metric)}" if asked else metric for asked, _, metric in parts]
+    return {
+        "headings": list(columns.values()),
+        "lines": frame[list(columns)].to_numpy().tolist(),
+        "note": verdicts.note(said),
+    }
 
 
-def _figures(folder: Path) -> list[dict[str, str]]:
+def _counted(said: dict[str, Any]) -> str:
+    """`4 hold, 1 fails, 2 undecided at this noise, 20 not run`."""
+    given = [claim["verdict"] for claim in said["claims"]]
+    words = {"holds": "hold", "fails": "fail", "undecided": "are undecided at this noise", "not run": "were not run"}
+    return ", ".join(f"{given.count(verdict)} {word}" for verdict, word in words.items())
+
+
+def _figures(folder: Path) -> list[dict[str, Any]]:
     described = json.loads((folder / "figures.json").read_text())
     for figure in described:
         encoded = base64.b64encode((folder / f"{figure['name']}.svg").read_bytes()).decode()
         figure["data"] = f"data:image/svg+xml;base64,{encoded}"
+        figure["spec"] = Markup((folder / f"{figure['name']}.json").read_text().replace("</", "<\\/"))
     return described
 
 
@@ -125,8 +158,8 @@ def _wide(results: pd.DataFrame) -> dict[str, Any]:
         [(text, *origin.get((line[0], line[1], heading), ("", ""))) for heading, text in zip(frame, line, strict=True)]
         for line in frame.to_numpy().tolist()
     ]
-    items = {heading: "n = " + "/".join(map(str, sorted(found))) for heading, found in counts.items()}
-    return {"headings": [(heading, items.get(heading, "")) for heading in frame.columns], "lines": lines}
+    notes = {heading: "n = " + "/".join(map(str, sorted(items))) for heading, items in counts.items()}
+    return {"headings": [(heading, notes.get(heading, "")) for heading in frame.columns], "lines": lines}
 
 
 def _derived(point: Point) -> dict[str, str]:
@@ -153,14 +186,14 @@ def _stages(records: list[dict[str, Any]]) -> list[dict[str, str]]:
     totals = []
     for stage, group in frame.groupby("stage", sort=False):
         totals.append(
-            {"stage": str(stage), "records": str(len(group)), "wall": _duration(group["wall_s"].sum())}
-            | {"CPU": _duration(group["cpu_s"].sum()), "largest memory": f"{group['peak_rss_mb'].max():,.0f} MiB"}
+            {"stage": str(stage), "records": str(len(group)), "wall": duration(group["wall_s"].sum())}
+            | {"CPU": duration(group["cpu_s"].sum()), "largest memory": f"{group['peak_rss_mb'].max():,.0f} MiB"}
         )
     return totals
 
 
 def _versions(records: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Package and version; every version found, if records differ."""
+    """Package and version; every version, if records differ."""
     packages = sorted({name for r in records for name in r["versions"]})
     return [(name, ", ".join(_distinct(r["versions"].get(name) for r in records))) for name in packages]
 
@@ -172,4 +205,4 @@ def _distinct(values: Iterable[str | None]) -> list[str]:
 def _readable(record: dict[str, Any]) -> dict[str, Any]:
     """The record with its mappings as text."""
     text = {key: ", ".join(f"{k} {v}" for k, v in record[key].items()) for key in ("hardware", "execution")}
-    return record | text | {"duration": _duration(record["wall_s"]), "cpu": _duration(record["cpu_s"])}
+    return record | text | {"duration": duration(record["wall_s"]), "cpu": duration(record["cpu_s"])}

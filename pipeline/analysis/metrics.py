@@ -6,10 +6,44 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from pipeline.dag.stages import EVALUATIONS
 from pipeline.tasks import TASKS
 
 MEMORISATION, REASONING, OTHER = "memorisation", "reasoning", "other"
 AT = re.compile(r"(majority|coverage)@(\d+)")
+
+
+# What metrics are called, with their unit: those of training, of curves, and of the evaluations.
+WORDS = {
+    "train_loss": "training loss (nats per token)",
+    "metrics/loss": "training loss (nats per token)",
+    "validation_loss": "validation loss (nats per token)",
+    "validation/loss": "validation loss (nats per token)",
+    "training/reward": "training reward",
+    "validation/reward": "validation reward",
+    "nll": "task loss (nats per token)",
+    "nll_item": "task loss (nats per item)",
+    "bits_token": "task loss (bits per token)",
+    "bits_byte": "task loss (bits per byte)",
+    "stored_bits": "stored bits per fact",
+    "acc": "accuracy",
+    "acc_norm": "accuracy (by length)",
+    "exact_match": "exact match",
+}
+FILTERS = {  # lm-eval's: how the answer was read off the text
+    **{"none": "", "strict-match": "strict", "flexible-extract": "flexible", "remove_whitespace": ""},
+    **{"create_test": "", "extract_code": ""},
+}
+
+
+def words(metric: str) -> str:
+    """A metric as people call it: "exact match (strict)" for lm-eval's "exact_match,strict-match"."""
+    if match := AT.fullmatch(metric):
+        return f"{match[1]} of {match[2]} samples"
+    name, _, how = metric.partition(",")
+    name = WORDS.get(name, name.replace("_", " "))
+    how = FILTERS.get(how, how.replace("_", " ").replace("-", " "))
+    return f"{name} ({how})" if how else name
 
 
 class Key(NamedTuple):
@@ -27,10 +61,11 @@ class Key(NamedTuple):
 
     @property
     def heading(self) -> str:
-        return f"{self.entry} {self.metric}"
+        """The number in words, as columns and comparisons call it: "gsm8k, exact match (strict)"."""
+        return f"{self.entry}, {words(self.metric)}"
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows of a table that hold this number, one a model."""
+        """The rows of a table that hold this number, one per model."""
         return frame[(frame[list(self._fields)] == pd.Series(self._asdict())).all(axis=1)]
 
 
@@ -50,16 +85,16 @@ def family(stage: str, metric: str) -> str:
     return "accuracy" if stage == "benchmark" else "other"
 
 
-def primary(results: pd.DataFrame, wanted: str) -> list[Key]:
-    """The numbers of a family, one an entry: the first metric its record lists, or the most samples of a vote."""
-    found: dict[str, Key] = {}
+def primary(results: pd.DataFrame, measured: str) -> list[Key]:
+    """The main number of each entry in a family: the first metric its record lists, or the most samples of a vote."""
+    keys: dict[str, Key] = {}
     for key in distinct(results):
-        if family(key.stage, key.metric) != wanted or key.stage not in ("benchmark", "decode", "taskloss"):
+        if family(key.stage, key.metric) != measured or key.stage not in EVALUATIONS:
             continue
-        known = found.setdefault(key.entry, key)
-        if wanted in ("majority", "coverage") and _samples(key.metric) > _samples(known.metric):
-            found[key.entry] = key
-    return list(found.values())
+        known = keys.setdefault(key.entry, key)
+        if measured in ("majority", "coverage") and _samples(key.metric) > _samples(known.metric):
+            keys[key.entry] = key
+    return list(keys.values())
 
 
 def _samples(metric: str) -> int:

@@ -1,4 +1,4 @@
-"""Records as tables: one tidy table of every number, one readable line a model, and the curves.
+"""Records as tables: one tidy table of every number, one readable line per model, and the curves.
 
 Every row keeps the fingerprint of the record it was read from, so that any number can be traced to what made it.
 """
@@ -11,10 +11,12 @@ from typing import Any
 import pandas as pd
 
 from pipeline.analysis.metrics import Key, distinct, primary
-from pipeline.artifact import Record, remake
-from pipeline.dag import BASE, GRPO, Job
+from pipeline.artifacts.record import Record
+from pipeline.artifacts.store import remake
+from pipeline.dag.dag import BASE, GRPO, Job
+from pipeline.dag.point import Point
+from pipeline.dag.stages import EVALUATIONS
 from pipeline.errors import PipelineError
-from pipeline.grid import Point
 
 # Metrics a training stage's record may carry; `<name>_stderr` and `<name>_n` beside one are its error and count.
 TRAINING_METRICS = {
@@ -32,18 +34,18 @@ MODEL_COLUMNS = ["series", "hidden", "experts", "topk", "total_params", "active_
 
 
 def tidy(records: Mapping[str, Record], points: Mapping[str, Point]) -> pd.DataFrame:
-    """One row a (point, variant, stage, entry, metric), points in grid order.
+    """One row per (point, variant, stage, entry, metric), points in grid order.
 
-    Columns: scale, point, hidden, experts, topk, seed, series, total_params, active_params, density (k/E), sparsity
-    (1 - k/E), step (of pre-training), tokens (training, until that step, as the next two), tokens_per_param (total),
-    flops, variant, stage, task, shots (null but for evaluations), options (of an evaluation's entry, such as "first 200
-    items, variant authors"; else empty), entry (`entries`), metric, value, n (items; null if the record gives none),
-    stderr (likewise), fingerprint (of the record).
+    Columns: scale, point, the axes of the grid (hidden, experts, topk, ffn_ratio ...), seed, series, total_params,
+    active_params, density (k/E), sparsity (1 - k/E), step (of pre-training), tokens (training, until that step, as the
+    next two), tokens_per_param (total), flops, variant, stage, task, shots (null but for evaluations), options (of an
+    evaluation's entry, such as "first 200 items, variant authors"; else empty), entry (`entries`), metric, value, n
+    (items; null if the record gives none), stderr (likewise), fingerprint (of the record).
 
     Raises:
         PipelineError: a record's `results` are not rows of task, metric, value, stderr and n.
     """
-    order, stages = list(points), [*TRAINING_METRICS, "benchmark", "decode", "taskloss"]
+    order, stages = list(points), [*TRAINING_METRICS, *EVALUATIONS]
     kept = [r for r in records.values() if r.point in points and r.stage in stages]
     rows = [
         _columns(record, points[str(record.point)], variant) | row
@@ -54,8 +56,8 @@ def tidy(records: Mapping[str, Record], points: Mapping[str, Point]) -> pd.DataF
     rows.sort(key=lambda r: (order.index(r["point"]), rank.get(r["variant"], 1), r["step"], stages.index(r["stage"])))
     if not rows:
         raise PipelineError(
-            "no record holds a metric to tabulate; train a point, or give the scale an evaluation "
-            "(benchmark, decode, taskloss)"
+            f"no record holds a metric to tabulate; train a point, or give the scale an evaluation "
+            f"({', '.join(EVALUATIONS)})"
         )
     frame = pd.DataFrame(rows).astype({"shots": "Int64", "value": "float64", "stderr": "float64", "n": "Int64"})
     frame.insert(list(frame).index("metric"), "entry", entries(frame))
@@ -86,9 +88,7 @@ def _columns(record: Record, point: Point, variant: str) -> dict[str, Any]:
     return {
         "scale": record.scale,
         "point": record.point,
-        "hidden": point.hidden,
-        "experts": point.experts,
-        "topk": point.topk,
+        **point.axes,
         "seed": point.seed,
         "series": point.series,
         "total_params": point.total_params,
@@ -117,15 +117,15 @@ def _kept_rows(record: Record, points: Mapping[str, Point]) -> list[tuple[str, d
 
 
 def _rows(record: Record) -> list[dict[str, Any]]:
-    found = record.metrics
+    metrics = record.metrics
     if record.stage in TRAINING_METRICS:
         rows = [
             {"task": record.stage}
             | NO_TASK
-            | {"metric": name, "value": found[name]}
-            | {"n": found.get(f"{name}_n"), "stderr": found.get(f"{name}_stderr")}
+            | {"metric": name, "value": metrics[name]}
+            | {"n": metrics.get(f"{name}_n"), "stderr": metrics.get(f"{name}_stderr")}
             for name in TRAINING_METRICS[record.stage]
-            if found.get(name) is not None
+            if metrics.get(name) is not None
         ]
     else:
         try:
@@ -134,7 +134,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
                 {"task": row["task"]}
                 | {key: row.get(key, missing) for key, missing in NO_TASK.items()}
                 | {key: row[key] for key in ("metric", "value", "n", "stderr")}
-                for row in found["results"]
+                for row in metrics["results"]
             ]
         except (AttributeError, KeyError, TypeError) as error:
             raise PipelineError(
@@ -151,13 +151,14 @@ def _job(record: Record) -> Job:
 def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     """The tidy table with the seeds of one model merged: value is their mean, `low` and `high` their range.
 
-    `stderr` joins, in quadrature, the spread over seeds (sd / sqrt(seeds), where there are several) and the mean of
+    `stderr` adds, in quadrature, the spread over seeds (sd / sqrt(seeds), where there are several) and the mean of
     the seeds' own errors over items; seeds share their items, so the latter does not shrink. Null if neither is known.
+    `records` are the fingerprints of the records that the values came from.
     """
-    keys = [*MODEL_COLUMNS, "variant", *Key._fields]
+    keys = [*MODEL_COLUMNS, "variant", *Key._fields, "shots"]
     merged = []
     for values, group in results.dropna(subset=["value"]).groupby(keys, sort=False, dropna=False):
-        errors = [_item_error(*row) for row in group[["value", "stderr", "n"]].itertuples(index=False, name=None)]
+        errors = [item_error(*row) for row in group[["value", "stderr", "n"]].itertuples(index=False, name=None)]
         known = [e for e in errors if not math.isnan(e)]
         seeds = len(group)
         parts = [sum(known) / len(known)] if known else []
@@ -167,12 +168,24 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
             dict(zip(keys, values, strict=True))
             | {"value": float(group["value"].mean()), "stderr": math.hypot(*parts) if parts else math.nan}
             | {"low": float(group["value"].min()), "high": float(group["value"].max())}
-            | {"seeds": seeds, "n": group["n"].iloc[0]}
+            | {"seeds": seeds, "n": group["n"].iloc[0], "records": " ".join(group["fingerprint"])}
         )
-    return pd.DataFrame(merged, columns=[*keys, "value", "stderr", "low", "high", "seeds", "n"])
+    return pd.DataFrame(merged, columns=[*keys, "value", "stderr", "low", "high", "seeds", "n", "records"])
 
 
-def _item_error(value: float, stderr: float, n: Any) -> float:
+def with_loss(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the training loss of their model (its base: GRPO has none) as the column `train_loss`.
+
+    Args:
+        rows: the tidy table, in which a model has a seed, or `over_seeds` of it.
+    """
+    model = [name for name in ("series", "experts", "seed") if name in rows]
+    trained = rows[(rows["stage"] == "pretrain") & (rows["metric"] == "train_loss") & (rows["variant"] == BASE)]
+    losses = trained[[*model, "value"]].rename(columns={"value": "train_loss"}).drop_duplicates(model)
+    return rows.merge(losses, on=model, how="left")
+
+
+def item_error(value: float, stderr: float, n: Any) -> float:
     """The recorded standard error, but for a share of 0 or 1 the Agresti-Coull one.
 
     When all of n items agree the sample's own error is 0, which would pass any difference as beyond noise.
@@ -199,16 +212,22 @@ def plus_minus(value: float, stderr: float) -> str:
 def main_columns(results: pd.DataFrame) -> dict[Key, str]:
     """The numbers a reader wants first -> column heading.
 
-    Losses, one metric an entry and family of each evaluation, and both ends of the vote curves.
+    Losses, one metric per entry and family of each evaluation, and both ends of the vote curves; of an evaluation whose
+    metrics are of no family, the first of each entry.
     """
     families = ("accuracy", "bits", "loss", "majority", "coverage")
-    wanted = {key for kind_of in families for key in primary(results, kind_of)}
+    main = {key for measured in families for key in primary(results, measured)}
     ends = {"train_loss", "validation_loss", "validation_before", "validation_after", "majority@1"}
-    return {key: key.heading for key in distinct(results) if key in wanted or key.metric in ends}
+    shown = {(key.stage, key.entry) for key in main}
+    for key in distinct(results):
+        if key.stage in EVALUATIONS and (key.stage, key.entry) not in shown:
+            main.add(key)
+            shown.add((key.stage, key.entry))
+    return {key: key.heading for key in distinct(results) if key in main or key.metric in ends}
 
 
 def wide(results: pd.DataFrame) -> pd.DataFrame:
-    """One line a (point, variant): the model, then each main metric as text (`plus_minus`); all cells are text."""
+    """One line per (point, variant): the model, then each main metric as text (`plus_minus`); all cells are text."""
     columns = main_columns(results)
     lines = []
     for (point, variant), group in results.groupby(["point", "variant"], sort=False):
@@ -235,7 +254,7 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(text: pd.DataFrame) -> str:
-    """A table of text cells as a Markdown table."""
+    """A table of text cells as a Markdown table. Our own, because DataFrame.to_markdown leaves a `|` in a cell."""
     lines = [list(text.columns), ["---"] * len(text.columns), *text.to_numpy().tolist()]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 

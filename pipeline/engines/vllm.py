@@ -7,23 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.artifact import remake
-from pipeline.config import DTYPES, DType
-from pipeline.engines.device import Execution
-from pipeline.engines.weights import refuse_nonfinite
+from pipeline.artifacts.store import remake
+from pipeline.config.recipes import DTYPES, DType
 from pipeline.errors import PipelineError
+from pipeline.models.weights import refuse_nonfinite
+from pipeline.runtime.execution import Execution
 
 T = TypeVar("T")
 
-MAX_SEQUENCES = 512  # in one step: for small models the engine's work a step, not the model's, is what costs
+MAX_SEQUENCES = (
+    512  # in one step: with small models a step costs the engine more than the model, so that steps should be few
+)
 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Import engines inside this: the garbage collector stays off, and never looks at what was imported.
 
-    vLLM imports 6,000 modules. Scanning their objects over and over takes 2.5 of 11 CPU seconds of the import, and
-    another 2 at the start of the engine, which collects three times.
+    vLLM imports 6,000 modules. Scanning their objects again and again takes 2.5 of the import's 11 CPU seconds, and
+    another 2 when the engine starts, which collects three times.
     """
     gc.disable()
     try:
@@ -57,7 +59,8 @@ def check_finite(name: str, values: Sequence[float]) -> None:
     """Refuse log-probabilities that are NaN or infinite.
 
     Args:
-        name: what they are of, for the message: task and item.
+        name: task and item, for the message.
+        values: in nats, one per token.
 
     Raises:
         PipelineError: there is one.
@@ -70,20 +73,23 @@ def check_finite(name: str, values: Sequence[float]) -> None:
 
 
 def check_prompts(llm: Any, prompts: Sequence[list[int]], names: Sequence[str]) -> None:
-    """Refuse a model that gives prompts log-probabilities that are not finite: vLLM samples from those all the same.
+    """Refuse a model whose log-probabilities of prompts are not finite: vLLM would sample from them without an error.
 
     Args:
         llm: a `vllm.LLM`.
-        prompts: token ids, each of which leaves room for one token more.
-        names: of the prompts: task and item.
+        prompts: token ids, one list per prompt, each at least one token shorter than the model's context.
+        names: of the prompts, task and item.
+
+    Raises:
+        PipelineError: a log-probability is NaN or infinite.
     """
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
     for name, ids, output in zip(names, prompts, outputs, strict=True):
-        given = zip(ids, output.prompt_logprobs, strict=True)  # none of the first token
-        check_finite(name, [logprobs[token].logprob for token, logprobs in given if logprobs])
+        scored = zip(ids, output.prompt_logprobs, strict=True)  # per position a dict by token id; None at the first
+        check_finite(name, [logprobs[token].logprob for token, logprobs in scored if logprobs])
 
 
 def options(dtype: DType, max_length: int | None, seed: int, execution: Execution) -> dict[str, Any]:
@@ -92,6 +98,7 @@ def options(dtype: DType, max_length: int | None, seed: int, execution: Executio
     Args:
         dtype: "fp32" or "bf16".
         max_length: tokens of prompt and answer together; None: as many as the checkpoint's configuration allows.
+        seed: of the engine; requests that sample bring their own.
     """
     settings = {
         "dtype": DTYPES[dtype],
@@ -104,7 +111,7 @@ def options(dtype: DType, max_length: int | None, seed: int, execution: Executio
         "use_tqdm_on_load": False,
     }
     if not execution.on_gpu:
-        settings["enforce_eager"] = True  # compiling takes longer than our runs and gains 10 to 18 %
+        settings["enforce_eager"] = True  # compiling takes longer than the runs here, and makes them 10 to 18% faster
         # vLLM 0.31: a seeded request whose prompt is split by chunked prefill ends the engine with "CPU Generator does
         # not use offset". vLLM warns that nobody tests it without; the tests compare every stage with transformers.
         settings["enable_chunked_prefill"] = False
@@ -132,4 +139,4 @@ def serving(make: Callable[..., T], checkpoint: Path, settings: dict[str, Any]) 
     finally:
         llm: Any = getattr(served, "model", served)
         llm.llm_engine.engine_core.shutdown()
-        gc.freeze()  # or the interpreter walks all objects again as it exits: 3 CPU seconds
+        gc.freeze()  # otherwise the interpreter walks all objects again when it exits: 3 CPU seconds

@@ -2,8 +2,8 @@
 
     python -m pipeline.stages.adopt --scale math-released --point d512-E8-k2-320M-A170M
 
-For the 65 checkpoints released with the paper, or any folder in their layout (MixtralForCausalLM as transformers saves
-it). A download is a login node's job, and continues file by file; every file is compared with the hub's digest. A
+For the 65 checkpoints released with the paper, or any folder in their layout (the point's architecture as transformers
+saves it). A download is a login node's job, and continues file by file; every file is compared with the hub's digest. A
 folder is copied, sharing blocks where the file system can, and never linked: a later save into it would change the
 artifact.
 
@@ -12,8 +12,8 @@ the point's, the tensors are those of the point by name and shape and hold finit
 Weights are taken as safetensors only, and code that comes with a checkpoint is never run.
 
 Publishes the checkpoint's files as they are (but for truncation and the like in its tokenizer.json, which are taken
-out), and a chat template that passes text through if it has none. The record
-holds where they came from (`origin`, `commit`), all digests, and what could not be made sure of (`warnings`).
+out), and a chat template that passes text through if it has none. The record holds where they came from (`origin`,
+`commit`), all digests, and what could not be verified (`warnings`).
 """
 
 import json
@@ -22,14 +22,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import RECORD, RECORD_COPY, sha256_file
-from pipeline.config import Adopt
-from pipeline.engines import mixtral, tokenizer_files
-from pipeline.engines.chat import pass_through
-from pipeline.engines.hub_model import HubModel
-from pipeline.engines.weights import refuse_nonfinite
+from pipeline.artifacts.record import RECORD, RECORD_COPY, sha256_file
+from pipeline.config.points import Adopt
+from pipeline.data import tokenizer_files
+from pipeline.data.chat_template import pass_through
+from pipeline.data.checkpoints import HubModel
 from pipeline.errors import PipelineError
-from pipeline.stage import Context, main
+from pipeline.models import released
+from pipeline.models.weights import refuse_nonfinite
+from pipeline.runner import Context, main
 
 TOKENIZER = {
     "tokenizer.json",
@@ -39,7 +40,7 @@ TOKENIZER = {
     "added_tokens.json",
     "chat_template.jinja",
 }
-OTHERS = {mixtral.CONFIG, mixtral.INDEX, "generation_config.json", "README.md", "LICENSE"}
+OTHERS = {released.CONFIG, released.INDEX, "generation_config.json", "README.md", "LICENSE"}
 SAMPLE = "Natalia sold 48/2 = 24 clips in May.\n\nHow many altogether? #### 72\n\tdef f(x): return x  # 日本語"
 
 
@@ -64,10 +65,10 @@ class Folder:
 def copy(source: Path, target: Path) -> None:
     """Copy a file's content, by the kernel, which shares blocks where the file system can (Btrfs, XFS)."""
     with source.open("rb") as old, target.open("wb") as new:
-        left = os.fstat(old.fileno()).st_size
+        remaining = os.fstat(old.fileno()).st_size
         try:
-            while left > 0 and (done := os.copy_file_range(old.fileno(), new.fileno(), left)):
-                left -= done
+            while remaining > 0 and (done := os.copy_file_range(old.fileno(), new.fileno(), remaining)):
+                remaining -= done
         except OSError:  # not between these file systems
             old.seek(0)
             new.seek(0)
@@ -104,39 +105,47 @@ def run(ctx: Context) -> dict[str, Any]:
 def take_weights(ctx: Context, adopt: Adopt, origin: HubModel | Folder) -> tuple[dict[str, Any], list[str]]:
     """Bring the checkpoint's files into `ctx.out`, small ones first, and check all but the tokenizer."""
     point, out = ctx.point, ctx.out
-    wanted = OTHERS | (TOKENIZER if adopt.tokenizer == "checkpoint" else set())
-    small = sorted(wanted.intersection(origin.names))
-    origin.take(small, out)
-    mixtral.refuse_remote_code(out)
-    mixtral.refuse(mixtral.CONFIG, point, mixtral.config_differences(point, out))
-    weights = mixtral.weight_files(out, origin.names)
+    architecture, shape = point.architecture, point.shape
+    taken = OTHERS | (TOKENIZER if adopt.tokenizer == "checkpoint" else set())
+    origin.take(sorted(taken.intersection(origin.names)), out)
+    released.refuse_remote_code(out)
+    released.refuse(released.CONFIG, point.name, released.config_differences(architecture, shape, out))
+    weights = released.weight_files(out, origin.names)
     origin.take(weights, out)
     check_digests(adopt, out)
-    shapes, types = mixtral.read_headers(out, weights)
-    mixtral.refuse("the set of tensors", point, mixtral.tensor_differences(point, shapes, types))
-    refuse_nonfinite(out, "fetch it again; if its source is so too, it cannot be used", lambda path: path.name)
-    left = [name for name in origin.names if name.endswith(".safetensors") and name not in weights]
-    warnings = [f"left out, since {mixtral.INDEX} does not name them: {', '.join(left)}"] if left else []
+    sizes, types = released.read_headers(out, weights)
+    differences = released.tensor_differences(architecture, shape, sizes, types)
+    released.refuse("the set of tensors", point.name, differences)
+    refuse_nonfinite(out, "fetch it again; if it is the same at its source, it cannot be used", lambda path: path.name)
+    left_out = [name for name in origin.names if name.endswith(".safetensors") and name not in weights]
+    warnings = [f"left out, since {released.INDEX} does not name them: {', '.join(left_out)}"] if left_out else []
     dtype = "/".join(sorted(types))
-    ctx.say(f"{point.total_params:,} parameters in {len(weights)} files, {dtype}, as the point wants them")
+    ctx.say(f"{point.total_params:,} parameters in {len(weights)} files, {dtype}: those of the point")
     return {"parameters": point.total_params, "dtype": dtype}, warnings
 
 
 def check_digests(adopt: Adopt, folder: Path) -> None:
     """Compare files with the digests that the grid file gives."""
-    for name, wanted in sorted(adopt.sha256.items()):
+    for name, expected in sorted(adopt.sha256.items()):
         if not (folder / name).exists():
             raise PipelineError(f"{name}: adopt.sha256 has a digest of it, but it is not a file that is adopted")
-        if (found := sha256_file(folder / name)) != wanted:
+        if (actual := sha256_file(folder / name)) != expected:
             raise PipelineError(
-                f"{name}: SHA-256 wanted {wanted} (adopt.sha256), found {found}; either the file is damaged or it is "
-                f"another one than the grid file means"
+                f"{name}: SHA-256 is {actual}, and adopt.sha256 says {expected}; either the file is damaged, or the "
+                f"grid file means another one"
             )
 
 
 def check_tokenizer(ctx: Context, adopt: Adopt, warnings: list[str]) -> dict[str, Any]:
-    """Put the scale's tokenizer into the checkpoint where that is asked for; see that it can be used, adding a chat
-    template if there is none. Appends to `warnings`."""
+    """Check the tokenizer, after putting the scale's in its place where the grid file asks for that, and add a chat
+    template if there is none.
+
+    Returns:
+        What the record says of it. What could not be verified is added to `warnings`.
+
+    Raises:
+        PipelineError: no tokenizer.json, or more ids than the embedding has rows.
+    """
     from transformers import AutoTokenizer
 
     out, rows = ctx.out, ctx.point.model.vocab_size
@@ -148,9 +157,11 @@ def check_tokenizer(ctx: Context, adopt: Adopt, warnings: list[str]) -> dict[str
             "it has no tokenizer.json; `adopt: {tokenizer: scale}` takes the scale's own (data.tokenizer) in its place"
         )
     data = tokenizer_files.read(out / "tokenizer.json")
-    if taken_out := tokenizer_files.take_out_settings(data):
+    if removed := tokenizer_files.take_out_settings(data):
         (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-        warnings.append(f"taken out of its tokenizer.json, with which tokens would be others: {', '.join(taken_out)}")
+        warnings.append(
+            f"taken out of its tokenizer.json, since they change what tokens text becomes: {', '.join(removed)}"
+        )
     if (size := tokenizer_files.size(data)) > rows:
         raise PipelineError(f"its tokenizer needs {size} rows, more than model.vocab_size {rows}")
     tokenizer = AutoTokenizer.from_pretrained(out)
@@ -158,9 +169,9 @@ def check_tokenizer(ctx: Context, adopt: Adopt, warnings: list[str]) -> dict[str
     adds_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
     if ids != tokenizer_files.load(data, "tokenizer.json").encode(SAMPLE).ids:
         warnings.append("transformers cuts text into other tokens than tokenizer.json alone does")
-    end = mixtral.read_json(out / mixtral.CONFIG).get("eos_token_id")
-    if end not in (tokenizer.eos_token_id, [tokenizer.eos_token_id]):
-        warnings.append(f"{mixtral.CONFIG} ends texts with token {end}, the tokenizer with {tokenizer.eos_token_id}")
+    eos = released.read_json(out / released.CONFIG).get("eos_token_id")
+    if eos not in (tokenizer.eos_token_id, [tokenizer.eos_token_id]):
+        warnings.append(f"{released.CONFIG} ends texts with token {eos}, the tokenizer with {tokenizer.eos_token_id}")
     if tokenizer.chat_template is None:
         (out / "chat_template.jinja").write_text(pass_through(adds_bos))
     source = "the checkpoint's" if adopt.tokenizer == "checkpoint" else f"the scale's ({ctx.scale.data.tokenizer})"

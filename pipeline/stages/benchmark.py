@@ -1,40 +1,42 @@
 """Benchmark: greedy accuracy by lm-evaluation-harness on its vLLM backend.
 
-    python -m pipeline.stages.benchmark --scale mini --point d32-E8-k2-103K-A47K --variant base
+    python -m pipeline.stages.benchmark --scale mini --point d32-E8-k2-107K-A51K --variant base
 
 The paper's downstream accuracy (Figures 4 to 6): TriviaQA and HellaSwag for memorisation, GSM8K and GSM-Plus for
 reasoning. The project's own tasks are lm-eval tasks too (pipeline/tasks/lm_eval): recall in TriviaQA's form,
 recall_choice in HellaSwag's, sums in GSM8K's. Any other name is one of lm-eval's stock tasks, unedited; the paper's
-eight find their data in a mirror of the hub (pipeline/tasks/mirror.py) made of benchdata artifacts.
+eight find their data in a mirror of the hub (pipeline/tasks/offline_hub/mirror.py) made of benchdata artifacts.
 
-Prompts are tokenised as in the other stages (pipeline/tasks/prompts.py), in the place of lm-eval's own way: its
-add_bos_token hands a choice to the tokenizer, which may have been saved with another one. A choice is scored on the
+Prompts are tokenised as in the other stages (pipeline/tasks/prompts.py), in place of lm-eval's own way: its
+add_bos_token leaves the choice to the tokenizer, which may have been saved with another one. A choice is scored on the
 joint text's tokens after as many as the prompt alone has. lm-eval cuts prompts that do not fit from the left: the
-record counts such requests in `truncated`.
+record counts these requests in `truncated`.
 
-Out: results.parquet, a row a metric: task, shots, options (what else tells this entry of benchmark.tasks from others of
-the task), metric (lm-eval's name with its filter), value, stderr, n; samples.parquet, a row an item and filter: task,
-shots, options, item, filter, prompt, response, filtered, target (JSON where they are not text: for multiple choice
-[log-likelihood, is greedy] of each choice), and a column for each metric.
+Out: results.parquet, a row per metric: task, shots, options (what else tells this entry of benchmark.tasks from others
+of the task), metric (lm-eval's name with its filter), value, stderr, n; samples.parquet, a row per item and filter:
+task, shots, options, item, filter, prompt, response, filtered, target (JSON where they are not text: for multiple
+choice [log-likelihood, is greedy] of each choice), and a column for each metric.
 """
 
 import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifact import write_atomic
-from pipeline.config import EvalTask
+from pipeline.artifacts.store import write_atomic
+from pipeline.config.evaluations import EvalTask
 from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
-from pipeline.stage import Context, main
-from pipeline.tasks import HUB, OWN, mirror, stock
-from pipeline.tasks.items import Row, in_chunks, items_folder, of_entry
+from pipeline.runner import Context, main
+from pipeline.tasks import OWN, TASKS, stock
+from pipeline.tasks.items import Row, in_chunks
+from pipeline.tasks.offline_hub import mirror
 from pipeline.tasks.prompts import check_bos, prompt_ids
+from pipeline.tasks.results import ResultRow, of_entry
 
 if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
@@ -44,23 +46,37 @@ CHUNK = 1024  # requests between two saves
 PROBED = 64  # prompts of them whose log-probabilities are looked at where a task asks for none
 
 
+class Evaluated(TypedDict):
+    """What lm-eval gives for one entry of benchmark.tasks, kept as JSON until the stage ends.
+
+    Attributes:
+        results: rows of results.parquet, which the record holds as well.
+        samples: rows of samples.parquet.
+        truncated: requests whose prompts were cut from the left.
+    """
+
+    results: list[ResultRow]
+    samples: list[Row]
+    truncated: int
+
+
 def load(manager: "TaskManager", ctx: Context, asked: EvalTask) -> list[Any]:
     """lm-eval's task objects for one entry of benchmark.tasks (a stock group has several), with their data read.
 
     Raises:
-        PipelineError: there is no such task, or the data set of a stock task is not on this machine.
+        PipelineError: the task is unknown to lm-eval, or the data set of a stock task is not on this machine.
     """
     if asked.task not in manager.all_tasks:
         near = ", ".join(difflib.get_close_matches(asked.task, manager.all_tasks, n=3))
         raise PipelineError(f"benchmark.tasks: lm-eval has no task '{asked.task}'; near it: {near or 'nothing'}")
     changes: dict[str, Any] = {"task": asked.task, "num_fewshot": asked.shots}
     if asked.task in OWN:
-        folder = items_folder(ctx.dag, ctx.inputs, asked.task).resolve()
+        folder = ctx.items_folder(asked.task).resolve()
         files = {split: str(folder / f"{split}.parquet") for split in ("train", "test")}
-        changes["dataset_kwargs"] = {"data_files": files, "cache_dir": str(ctx.state.resolve() / "datasets")}
+        changes["dataset_kwargs"] = {"data_files": files}
     try:
         # lm-eval merges changes into tasks that are listed in a group, and only there.
-        with mirror.working_in(ctx.state / "mirror") if asked.task in HUB else nullcontext():
+        with mirror.working_in(ctx.state / "mirror") if asked.task in TASKS else nullcontext():
             return list(manager.load([{"group": "run", "task": [changes]}])["tasks"].values())
     except (ConnectionError, FileNotFoundError) as error:  # what `datasets` raises offline for data it does not have
         raise PipelineError(
@@ -85,12 +101,12 @@ def refuse_same_rows(asked: list[EvalTask], loaded: list[list[Any]]) -> None:
                 )
 
 
-def tokenise_as_said(lm: "VLLM", add_bos: bool | None) -> None:
+def use_our_prompts(lm: "VLLM", add_bos: bool | None) -> None:
     """Have lm-eval send the engine the prompts that the other stages would send it."""
 
     def encode(text: str | Sequence[str], add_special_tokens: bool | None = None, **_: Any) -> list[Any]:
         if not isinstance(text, str):
-            return [encode(one, add_special_tokens) for one in text]
+            return [encode(part, add_special_tokens) for part in text]
         return prompt_ids(lm.tokenizer, text, add_bos if add_special_tokens is None else add_special_tokens)
 
     vars(lm)["tok_encode"] = encode  # in front of the class's own
@@ -126,9 +142,9 @@ def sample_rows(task: str, samples: list[Row]) -> list[Row]:
     ]
 
 
-def result_rows(results: dict[str, Row]) -> list[Row]:
+def result_rows(results: dict[str, Row]) -> list[ResultRow]:
     """lm-eval's results as rows. A metric is named with its filter, "exact_match,strict-match", but for "none"."""
-    rows = []
+    rows: list[ResultRow] = []
     for task, entry in results.items():
         for key, value in entry.items():
             metric, comma, name = key.partition(",")
@@ -175,15 +191,15 @@ def remembered(lm: "VLLM", ctx: Context, name: str) -> Iterator[None]:
                 prompts = [lm.tok_encode(request.args[0])[1 - lm.max_length :] for request in requests[:PROBED]]
                 engine.check_prompts(lm.model, prompts, names[:PROBED])
             lm.model.reset_prefix_cache()  # a chunk is computed in the same way whether or not others went before it
-            found = answer(list(requests), disable_tqdm=True)
-            if method != "generate_until":
-                for name, one in zip(names, found, strict=True):
-                    engine.check_finite(name, [one[0] if isinstance(one, tuple) else one])
-            return found
+            answers = answer(list(requests), disable_tqdm=True)
+            if method != "generate_until":  # (log-likelihood, whether greedy), or the log-likelihood of a rolling text
+                for name, scored in zip(names, answers, strict=True):
+                    engine.check_finite(name, [scored[0] if isinstance(scored, tuple) else scored])
+            return answers
 
         def call(requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-            found = in_chunks(ctx.state, f"{name}-{method}", requests, CHUNK, ask, ctx.progress)
-            return [tuple(one) if isinstance(one, list) else one for one in found]
+            answers = in_chunks(ctx.state, f"{name}-{method}", requests, CHUNK, ask, ctx.progress)
+            return [tuple(scored) if isinstance(scored, list) else scored for scored in answers]  # JSON has no tuples
 
         return call
 
@@ -196,7 +212,7 @@ def remembered(lm: "VLLM", ctx: Context, name: str) -> Iterator[None]:
             del vars(lm)[method]
 
 
-def evaluate(lm: "VLLM", manager: "TaskManager", task_objects: list[Any], asked: EvalTask, seed: int) -> Row:
+def evaluate(lm: "VLLM", manager: "TaskManager", task_objects: list[Any], asked: EvalTask, seed: int) -> Evaluated:
     """Results, samples and the number of truncated requests of one entry of benchmark.tasks."""
     from lm_eval import simple_evaluate
 
@@ -207,7 +223,7 @@ def evaluate(lm: "VLLM", manager: "TaskManager", task_objects: list[Any], asked:
         task_manager=manager,
         limit=asked.limit,
         log_samples=True,
-        confirm_run_unsafe_code=True,  # in the sandbox: pipeline/tasks/mirror.py
+        confirm_run_unsafe_code=True,  # in the sandbox: pipeline/tasks/offline_hub/mirror.py
         **dict.fromkeys(seeds, seed),
     )
     samples = [row for task, logged in output["samples"].items() for row in sample_rows(task, logged)]
@@ -225,13 +241,14 @@ def run(ctx: Context) -> dict[str, Any]:
     with engine.quick_imports():
         from lm_eval.models.vllm_causallms import VLLM
     manager = stock.task_manager(asked.task for asked in config.tasks)
-    mirror.lay_out(ctx.state / "mirror", ctx.dag, ctx.inputs, [asked.task for asked in config.tasks])
+    repos = {name: data.repo for name, data in ctx.dag.benchmarks.items()}
+    mirror.lay_out(ctx.state / "mirror", repos, ctx.inputs, [asked.task for asked in config.tasks])
     loaded = [load(manager, ctx, asked) for asked in config.tasks]
     refuse_same_rows(config.tasks, loaded)
     settings = engine.options(config.dtype, config.max_length, config.seed, ctx.execution) | {"batch_size": "auto"}
-    done: list[Row] = []
+    done: list[Evaluated] = []
     with engine.serving(VLLM, ctx.inputs["checkpoint"], settings) as lm:
-        tokenise_as_said(lm, config.add_bos)
+        use_our_prompts(lm, config.add_bos)
         for i, (asked, task_objects) in enumerate(zip(config.tasks, loaded, strict=True)):
             path = ctx.state / f"{i}-{asked.task}.json"  # a finished task is not asked again after a kill
             if not path.exists():

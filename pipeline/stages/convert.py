@@ -1,33 +1,36 @@
-"""Convert a point's Megatron checkpoint to a Hugging Face MixtralForCausalLM, and prove that it is the same model.
+"""Convert a point's Megatron checkpoint to Hugging Face's format, and prove that it is the same model.
 
-    python -m pipeline.stages.convert --scale mini --point d32-E4-k2-66K-A47K [--variant step-001000]
+    python -m pipeline.stages.convert --scale mini --point d32-E4-k2-70K-A51K [--variant step-001000]
 
-Paper appendix (release of the checkpoints in Hugging Face format). Weights are read from Megatron's global
-tensors and saved in the recipe's precision. Then the saved folder is loaded again, as its users will, and its
-logits on held-out tokens are compared, in fp32 on the CPU, with those of the Megatron model loaded from the checkpoint.
-A difference above `convert.tolerance`, or a weight that is not finite, publishes nothing.
+Paper appendix (release of the checkpoints in Hugging Face format). Weights are read from Megatron's global tensors,
+renamed as the point's architecture says (pipeline/models) and saved in the recipe's precision. Then the saved folder is
+loaded again, as its users will, and its logits on held-out tokens are compared, in fp32 on the CPU, with those of the
+Megatron model loaded from the checkpoint. A difference above `convert.tolerance`, or a weight that is not finite,
+publishes nothing.
 
-Publishes the model's safetensors and config, the tokenizer, and a generation config that ends at end-of-document.
+Publishes the model's safetensors and config, the tokenizer, and a generation config that ends at end-of-document. The
+letters of shapes are those of `models/shape.py`.
 """
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import RECORD, RECORD_COPY
-from pipeline.config import DTYPES
-from pipeline.engines.device import Execution
-from pipeline.engines.weights import refuse_nonfinite
+from pipeline.artifacts.record import RECORD, RECORD_COPY
+from pipeline.config.recipes import DTYPES
+from pipeline.dag.point import Point
+from pipeline.data.results import PretrainMetrics, TokenizerMetrics
 from pipeline.errors import PipelineError
-from pipeline.grid import Point
-from pipeline.stage import Context, main
+from pipeline.models.weights import refuse_nonfinite
+from pipeline.runner import Context, main
+from pipeline.runtime.execution import Execution
 
 
 def run(ctx: Context) -> dict[str, Any]:
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from pipeline.engines.megatron_weights import read_tensors
+    from pipeline.engines.megatron.weights import read_tensors
 
     disable_progress_bar()
     point, tolerance = ctx.point, ctx.scale.convert.tolerance
@@ -35,12 +38,12 @@ def run(ctx: Context) -> dict[str, Any]:
     shutil.copytree(
         ctx.inputs["tokenizer"], ctx.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD, RECORD_COPY)
     )
-    eod = ctx.records["tokenizer"].metrics["eod_id"]
-    parameters = save_mixtral(point, read_tensors(checkpoint), AutoTokenizer.from_pretrained(ctx.out), eod, ctx.out)
+    eod = TokenizerMetrics.of(ctx.records["tokenizer"]).eod_id
+    parameters = save_model(point, read_tensors(checkpoint), AutoTokenizer.from_pretrained(ctx.out), eod, ctx.out)
     refuse_nonfinite(
         ctx.out,
-        f"nothing is published. The trained weights ({checkpoint}) are so, or beyond pretrain.dtype: training "
-        f"diverged; lower pretrain.lr or raise pretrain.warmup_steps in the grid file",
+        f"nothing is published. The trained weights ({checkpoint}) are not finite, or too large for pretrain.dtype: "
+        f"training diverged; lower pretrain.lr or raise pretrain.warmup_steps in the grid file",
         lambda path: path.name,
     )
     folders = [ctx.inputs[f"tokenize/{name}"] for name in ctx.scale.data.sources]
@@ -63,7 +66,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def trained_weights(ctx: Context) -> Path:
-    """The folder of the last weights, or of those of the step that the job is of.
+    """The folder of the last weights, or of those of the step that the job converts.
 
     Raises:
         PipelineError: the run did not keep that step.
@@ -72,7 +75,7 @@ def trained_weights(ctx: Context) -> Path:
     if name is None:
         return folder / "checkpoint"
     if not (folder / "kept" / name).exists():
-        kept = ", ".join(ctx.records["pretrain"].metrics.get("kept", {})) or "none"
+        kept = ", ".join(PretrainMetrics.of(ctx.records["pretrain"]).kept) or "none"
         raise PipelineError(
             f"{folder}: the finished run did not keep {name} (it kept: {kept}), and only training makes it; take the "
             f"step out of pretrain.keep, or delete the folder to train again, to the same last weights"
@@ -80,86 +83,58 @@ def trained_weights(ctx: Context) -> Path:
     return folder / "kept" / name
 
 
-def mixtral_weights(point: Point, megatron: dict[str, Any]) -> dict[str, Any]:
-    """Megatron's global tensors as MixtralForCausalLM's state dict; views, no copies.
+def save_model(point: Point, megatron: dict[str, Any], tokenizer: Any, eod: int, folder: Path) -> int:
+    """Write the model and its configs into `folder`.
 
-    Megatron interleaves query, key and value by head: rows [head, (q, k, v), head_size]. Experts' fc1 rows are gate
-    then up, as in `gate_up_proj`. Both rotate halves of a head, so rotary positions need no permutation.
+    Args:
+        megatron: global tensors by name, of the shapes of the architecture's `megatron_tensors`.
+        eod: id of the end-of-document token, which ends what the model generates.
+
+    Returns:
+        The model's number of parameters.
     """
-    layer = "decoder.layers."
-    weights = {
-        "model.embed_tokens.weight": megatron["embedding.word_embeddings.weight"],
-        "model.norm.weight": megatron["decoder.final_layernorm.weight"],
-        "lm_head.weight": megatron["output_layer.weight"],
-    }
-    same = {
-        "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-        "self_attn.o_proj.weight": "self_attention.linear_proj.weight",
-        "post_attention_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
-        "mlp.gate.weight": "mlp.router.weight",
-        "mlp.experts.gate_up_proj": "mlp.experts.experts.linear_fc1.weight",
-        "mlp.experts.down_proj": "mlp.experts.experts.linear_fc2.weight",
-    }
-    for i in range(point.model.layers):
-        prefix = f"model.layers.{i}."
-        weights |= {prefix + ours: megatron[layer + theirs][i] for ours, theirs in same.items()}
-        qkv = megatron[layer + "self_attention.linear_qkv.weight"][i]
-        by_head = qkv.view(point.heads, 3, point.model.head_size, point.hidden)
-        for j, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            weights[f"{prefix}self_attn.{name}.weight"] = by_head[:, j].reshape(point.hidden, point.hidden)
-    return weights
-
-
-def save_mixtral(point: Point, megatron: dict[str, Any], tokenizer: Any, eod: int, folder: Path) -> int:
-    """Write the model and its configs into `folder`; returns its number of parameters."""
     import torch
-    from transformers import GenerationConfig, MixtralConfig, MixtralForCausalLM
+    import transformers
 
-    m, recipe = point.model, point.pretrain
-    dtype = getattr(torch, DTYPES[recipe.dtype])
-    config = MixtralConfig(
-        vocab_size=m.vocab_size,
-        hidden_size=point.hidden,
-        intermediate_size=point.ffn,
-        num_hidden_layers=m.layers,
-        num_attention_heads=point.heads,
-        num_key_value_heads=point.heads,
-        head_dim=m.head_size,
-        num_local_experts=point.experts,
-        num_experts_per_tok=point.topk,
-        rms_norm_eps=m.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": m.rope_theta},
-        max_position_embeddings=m.sequence_length,
-        router_aux_loss_coef=recipe.aux_loss,
-        initializer_range=m.init_std,
-        tie_word_embeddings=False,
+    architecture, shape = point.architecture, point.shape
+    dtype = getattr(torch, DTYPES[point.pretrain.dtype])
+    config = transformers.CONFIG_MAPPING[architecture.HF_TYPE](
+        **architecture.hf_config(shape),
+        router_aux_loss_coef=point.pretrain.aux_loss,
+        initializer_range=shape.init_std,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=eod,
         dtype=dtype,
     )
     with torch.device("meta"):  # no memory: the checkpoint's tensors become the parameters
-        model = MixtralForCausalLM(config).to(dtype)
-    weights = {name: tensor.to(dtype) for name, tensor in mixtral_weights(point, megatron).items()}
+        model = getattr(transformers, architecture.HF_CLASS)(config).to(dtype)
+    weights = {name: tensor.to(dtype) for name, tensor in architecture.hf_weights(shape, megatron).items()}
     model.load_state_dict(weights, assign=True)
-    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eod, pad_token_id=eod)
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=eod, pad_token_id=eod
+    )
     model.save_pretrained(folder)
     return sum(p.numel() for p in model.parameters())
 
 
 def validation_tokens(folders: list[Path], count: int, sequence_length: int) -> Any:
-    """About `count` held-out tokens, the same share of each source, as rows [n, s] of at most one sequence."""
+    """About `count` held-out tokens, the same number from each source.
+
+    Returns:
+        ids [B, S'], in rows of at most one sequence (S' <= S); tokens that do not fill a row are left out.
+    """
     import numpy as np
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     streams = []
     for folder in folders:
-        dataset, parts, wanted = IndexedDataset(str(folder / "validation")), [], -(-count // len(folders))
-        for document in range(len(dataset)):
-            parts.append(dataset[document])
-            if sum(map(len, parts)) >= wanted:
+        dataset, documents, share = IndexedDataset(str(folder / "validation")), [], -(-count // len(folders))
+        for i in range(len(dataset)):
+            documents.append(dataset[i])
+            if sum(map(len, documents)) >= share:
                 break
-        streams.append(np.concatenate(parts)[:wanted])
+        streams.append(np.concatenate(documents)[:share])
     stream = np.concatenate(streams)[:count].astype(np.int64)
     row = min(sequence_length, len(stream))
     return torch.from_numpy(stream[: len(stream) // row * row].reshape(-1, row))
@@ -169,25 +144,25 @@ def compare(point: Point, checkpoint: Path, folder: Path, tokens: Any) -> tuple[
     """Largest |difference| of the logits of the Megatron checkpoint and the saved folder, and the largest |logit|.
 
     Args:
-        tokens: [n, s] ids.
+        tokens: ids [B, S'].
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pipeline.engines import megatron
-    from pipeline.engines.megatron_weights import load_weights
+    from pipeline.engines.megatron import model as megatron
+    from pipeline.engines.megatron.weights import load_weights
 
     cpu = Execution(device="cpu")
     with torch.inference_mode(), megatron.session(cpu) as device:
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        ours = megatron.build_model(point, cpu, device, torch.float32).eval()
-        load_weights(ours, checkpoint)
+        converted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        trained = megatron.build_model(point, cpu, device, torch.float32).eval()
+        load_weights(trained, checkpoint)
         difference, largest = torch.zeros(()), torch.zeros(())
-        for row in tokens.split(1):
-            a = ours(row, torch.arange(row.shape[1])[None], None)
-            b = theirs(row).logits
-            difference = torch.maximum(difference, (a - b).abs().max())  # unlike max(), keeps a NaN
-            largest = torch.maximum(largest, a.abs().max())
+        for row in tokens.split(1):  # [1, S']: the logits of one row at a time, [1, S', V]
+            expected = trained(row, torch.arange(row.shape[1])[None], None)
+            actual = converted(row).logits
+            difference = torch.maximum(difference, (expected - actual).abs().max())  # unlike max(), keeps a NaN
+            largest = torch.maximum(largest, expected.abs().max())
     return difference.item(), largest.item()
 
 

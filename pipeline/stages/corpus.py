@@ -2,157 +2,48 @@
 
     python -m pipeline.stages.corpus --scale mini --source facts
 
-A source (config/sources.yaml) is generated here, read from local files, or a Hugging Face data set at a pinned
-revision. Documents are written in shards of `SHARD_DOCUMENTS` or `SHARD_BYTES`, so that memory stays bounded whatever
-the source. Reading files and data sets, a killed run continues behind its last whole shard; a file of a data set is
-deleted when its documents are in whole shards.
+The kind of a source says what it is and how it is read (pipeline/data/sources/): generated, files of this machine, or
+a Hugging Face data set at a pinned revision. Documents are written in shards of `SHARD_DOCUMENTS` or `SHARD_BYTES`, so
+that memory stays bounded whatever the source. A killed run continues behind its last whole shard; a file of a data set
+is deleted when its documents are in whole shards.
 
 Rows that hold no text stop the stage, or are skipped and counted, as the source says (`on_bad_row`). Existing text is
-searched for test questions of the benchmarks that the scale evaluates (pipeline/engines/contamination.py): documents
+searched for test questions of the benchmarks that the scale evaluates (pipeline/data/contamination.py): documents
 that hold one are dropped, stop the stage or are kept, as the source says (`contamination`), and are counted in the
 record's `screening`. Generated text is not searched: no sum that is asked about is written, and facts are meant to be.
 
-Out: documents-00000.parquet ... (column `text`); tasks/<items>/{train,test}.parquet for generated sources.
+Out: documents-00000.parquet ... (column `text`); tasks/<items>/{train,test}.parquet for sources whose tasks have items.
 """
 
 import itertools
 import json
-import os
-import random
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifact import sha256_file, write_atomic
-from pipeline.engines import contamination, hub, sourcefiles, textfiles
-from pipeline.engines.intake import Intake, Progress, Row, searched
+from pipeline.artifacts.store import link, write_atomic
+from pipeline.data.contamination import Questions, read_questions
+from pipeline.data.documents import DOCUMENT_CHARACTERS, ShardWriter, shard_name
+from pipeline.data.intake import Intake, Progress, Row, searched
+from pipeline.data.results import CorpusMetrics, HeldOutFiles
+from pipeline.data.sources.base import Item, Reading, Source
+from pipeline.data.sources.text import Text
 from pipeline.errors import PipelineError
-from pipeline.globs import find, held_out
-from pipeline.registry import GeneratedFacts, GeneratedSums, HuggingFaceDataset, LocalFiles, Text
-from pipeline.stage import Context, main
-from pipeline.tasks import generate
-from pipeline.tasks.generate import Item
+from pipeline.runner import Context, main
 
 SHARD_DOCUMENTS = 100_000
 SHARD_BYTES = 64 << 20
-GRPO_QUESTIONS = 4096  # distinct training questions kept as items, for few-shot examples and GRPO prompts
 PROGRESS = "progress.json"
 
-# ---------------------------------------------------------------------------------------------------- generated text
 
-
-def write_items(out: Path, items: list[Item]) -> None:
-    """One row an item."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([asdict(item) for item in items]), out)
-
-
-def generate_facts(source: GeneratedFacts, out: Path) -> Iterator[str]:
-    """Each fact `exposures` times, in a new random order each time; every fact is also a test item (recall)."""
-    items = generate.fact_items(source)
-    shots = max(4, len(items) // 16)
-    write_items(out / "tasks" / "facts" / "train.parquet", items[:shots])
-    write_items(out / "tasks" / "facts" / "test.parquet", items[shots:])
-    rng = random.Random(source.seed + 1)
-    for _ in range(source.exposures):
-        rng.shuffle(items)
-        yield from (generate.document("recall", item) for item in items)
-
-
-def generate_sums(source: GeneratedSums, out: Path) -> Iterator[str]:
-    """Running totals, some without their steps; test items are questions that no training document holds."""
-    test = generate.distinct(generate.sum_items(source, test=True), source.test_items)
-    train = generate.distinct(generate.sum_items(source, test=False), GRPO_QUESTIONS)
-    write_items(out / "tasks" / "sums" / "test.parquet", test)
-    write_items(out / "tasks" / "sums" / "train.parquet", train)
-    rng = random.Random(source.seed)
-    for item in itertools.islice(generate.sum_items(source, test=False), source.documents):
-        written = generate.without_steps(item) if rng.random() < source.direct_share else item
-        yield generate.document("sums", written)
-
-
-# ---------------------------------------------------------------------------------------------------- files to read
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of a source, in order.
-
-    Attributes:
-        names: what tells that a later run reads the same files: path, and size and date or digest.
-        revision: the commit they are of, for a data set.
-        left_out: paths that a wildcard would take but for their names, which are those of a held-out split.
-        fetch: has file number n on this machine and returns its path.
-        done: is told that no row of file number n is needed any more.
-    """
-
-    names: list[list[Any]]
-    fetch: Callable[[int], Path]
-    done: Callable[[int], None] = lambda number: None
-    revision: str | None = None
-    left_out: Sequence[str] = ()
-
-
-def _known_digests(source: Text, names: set[str]) -> None:
-    if unknown := set(source.sha256) - names:
-        raise PipelineError(f"config/sources.yaml: sha256: '{min(unknown)}' is not one of the source's files")
-
-
-def local_files(source: LocalFiles) -> Files:
-    """The files of a glob but for held-out ones (see `globs`), checked against the digests of the registry."""
-    found = find(Path(), source.path)
-    paths = [path for path in found if not held_out(str(path), source.path)]
-    left_out = [str(path) for path in found if held_out(str(path), source.path)]
-    if not paths:
-        why = f"no such file but {left_out[0]}, held out by its name" if left_out else "no such file"
-        why = "a folder; write it with /**/*.jsonl for all such files in it" if Path(source.path).is_dir() else why
-        raise PipelineError(f"{source.path}: {why}; correct `path` in config/sources.yaml")
-
-    _known_digests(source, {path.name for path in paths})
-
-    def fetch(number: int) -> Path:
-        path = paths[number]
-        wanted = source.sha256.get(path.name)
-        if wanted and sha256_file(path) != wanted:
-            raise PipelineError(f"{path}: its SHA-256 is not the one in config/sources.yaml; fetch the file again")
-        return path
-
-    names = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    return Files(names, fetch, left_out=left_out)
-
-
-def hub_files(name: str, source: HuggingFaceDataset, folder: Path) -> Files:
-    """The files of a data set at its revision; where none is pinned, at the newest one, in `folder` from then on."""
-    if source.repo is None:
-        raise PipelineError(
-            f"source '{name}': where its text can be had is not known ({source.unconfirmed}); give its entry in "
-            "config/sources.yaml a `repo` and `revision`, or files of your own: "
-            "{kind: local, path: 'data/.../*.parquet', field: text, licence: ...}"
-        )
-    pinned = folder / "revision"
-    revision = source.revision or (pinned.read_text() if pinned.exists() else None)
-    commit, files, left_out = hub.list_files(name, source, revision)
-    _known_digests(source, {file.path for file in files} | {Path(file.path).name for file in files})
-    folder.mkdir(exist_ok=True)
-    write_atomic(pinned, commit)
-
-    def path(number: int) -> Path:
-        return folder / "files" / files[number].path
-
-    def fetch(number: int) -> Path:
-        file = files[number]
-        path(number).parent.mkdir(parents=True, exist_ok=True)
-        wanted = source.sha256.get(file.path) or source.sha256.get(path(number).name) or file.sha256
-        hub.download(file.url, path(number), wanted, file.bytes, token=True)
-        return path(number)
-
-    names = [[file.path, file.bytes, file.sha256] for file in files]
-    return Files(names, fetch, lambda number: path(number).unlink(missing_ok=True), commit, left_out)
+def write_items(items: list[Item], path: Path) -> None:
+    """One row per item."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([asdict(item) for item in items]), path)
 
 
 # ---------------------------------------------------------------------------------------------------- shards
@@ -168,107 +59,98 @@ def write_shards(
     """
     now, writer = replace(start), None
     for row in rows:
-        if parts := intake(now, row):
-            writer = writer or textfiles.ShardWriter(folder / f"documents-{now.shards:05d}.parquet")
-            for part in parts:
-                writer.add(part)
+        if texts := intake(now, row):
+            writer = writer or ShardWriter(folder / shard_name(now.shards))
+            for text in texts:
+                writer.add(text)
         if writer and (writer.documents >= SHARD_DOCUMENTS or writer.bytes >= SHARD_BYTES):
             now, writer = _closed(writer, now), None
             save(now)
     return _closed(writer, now) if writer else now
 
 
-def _closed(writer: textfiles.ShardWriter, now: Progress) -> Progress:
+def _closed(writer: ShardWriter, now: Progress) -> Progress:
     writer.close()
     documents, size = now.documents + writer.documents, now.bytes + writer.bytes
     return replace(now, shards=now.shards + 1, documents=documents, bytes=size)
 
 
-def read_files(ctx: Context, source: LocalFiles | HuggingFaceDataset) -> tuple[Progress, dict[str, Any]]:
-    """Read a source's files into shards in the state folder, from where an earlier run stopped; link them out."""
+def read_rows(reading: Reading, start: Progress) -> Iterator[Row]:
+    """The rows of a source from where an earlier run stopped."""
+    for number in range(start.file, len(reading.parts)):
+        first = start.row if number == start.file else 0
+        for row, text in enumerate(itertools.islice(reading.rows(number), first, None), first):
+            yield Row(number, row, text)
+
+
+def read_source(ctx: Context, source: Source, reading: Reading) -> tuple[Progress, Intake]:
+    """Read a source into shards in the state folder, from where an earlier run stopped, and link them out."""
     folder = ctx.state / "shards"
     folder.mkdir(exist_ok=True)
-    assert ctx.job.source is not None
-    if isinstance(source, LocalFiles):
-        files = local_files(source)
-    else:
-        files = hub_files(ctx.job.source, source, ctx.state / "hub")
-        ctx.say(f"{source.repo} at {files.revision}: {len(files.names)} files")
-    paths = [str(name[0]) for name in files.names]
-    for path in paths:
-        sourcefiles.kind_of(Path(path))
     screens = ctx.dag.screens(ctx.job)
-    questions = contamination.read_questions(ctx.inputs[role] for role in screens) if screens else None
-    intake = Intake(source, paths, questions)
-    # What an earlier run left is of these files, searched for these questions, or it is of no use.
-    whence = {"files": files.names, "screens": {role: ctx.records[role].content for role in screens}}
+    questions: Questions | None = read_questions(ctx.inputs[role] for role in screens) if screens else None
+    intake = Intake(source if isinstance(source, Text) else None, [part.name for part in reading.parts], questions)
+    # Work of an earlier run is continued only if it read the same files and searched for the same questions.
+    origin = {
+        "files": [list(part) for part in reading.parts],
+        "screens": {role: ctx.records[role].content for role in screens},
+    }
     start = Progress()
     if (ctx.state / PROGRESS).exists():
         saved = json.loads((ctx.state / PROGRESS).read_text())
-        if {key: saved.get(key) for key in whence} == whence:
-            start = Progress(**saved["progress"])
-            ctx.say(f"going on behind {start.shards} shards, at row {start.row} of file {start.file + 1}")
+        if {key: saved.get(key) for key in origin} == origin:
+            start = Progress.parse(saved["progress"])
+            ctx.say(f"continuing behind {start.shards} shards, at row {start.row} of file {start.file + 1}")
 
     def save(progress: Progress) -> None:
-        write_atomic(ctx.state / PROGRESS, json.dumps(whence | {"progress": asdict(progress)}))
+        write_atomic(ctx.state / PROGRESS, json.dumps(origin | {"progress": asdict(progress)}))
         for number in range(progress.file):
-            files.done(number)
+            reading.done(number)
         ctx.say(f"{progress.shards} shards, {progress.documents:,} documents, file {progress.file + 1}")
 
-    def rows() -> Iterator[Row]:
-        for number in range(start.file, len(files.names)):
-            first = start.row if number == start.file else 0
-            texts = sourcefiles.read_file(files.fetch(number), source)
-            for row, text in enumerate(itertools.islice(texts, first, None), first):
-                yield Row(number, row, text)
-
-    end = write_shards(searched(rows(), questions) if questions else rows(), intake, folder, start, save)
+    rows = read_rows(reading, start)
+    end = write_shards(searched(rows, questions) if questions else rows, intake, folder, start, save)
     for number in range(end.shards):
-        _link(folder / f"documents-{number:05d}.parquet", ctx.out)
-    ctx.screening.update(intake.screening(end))
-    for line in intake.summary(end):
-        ctx.say(line)
-    found = intake.metrics(end) | ({"revision": files.revision} if files.revision else {})
-    if files.left_out:
-        found["held_out_files"] = {"files": len(files.left_out), "first": files.left_out[:5]}
-    return end, found
-
-
-def _link(path: Path, folder: Path) -> None:
-    try:
-        os.link(path, folder / path.name)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, folder / path.name)
+        link(folder / shard_name(number), ctx.out / shard_name(number))
+    return end, intake
 
 
 def run(ctx: Context) -> dict[str, Any]:
-    assert ctx.job.source is not None
-    found: dict[str, Any] = {}
-    source = ctx.dag.datasets[ctx.job.source]
-    match source:
-        case GeneratedFacts() | GeneratedSums():
-            made = generate_facts(source, ctx.out) if source.kind == "facts" else generate_sums(source, ctx.out)
-            end = write_shards((Row(0, 0, text) for text in made), Intake(), ctx.out, Progress(), lambda progress: None)
-        case LocalFiles() | HuggingFaceDataset():
-            if source.unconfirmed and not (source.kind == "huggingface" and source.repo is None):
-                found["warnings"] = [f"unconfirmed source: {source.unconfirmed}"]
-                ctx.say(f"warning: {found['warnings'][0]}")
-            end, more = read_files(ctx, source)
-            found |= more
-            if left := found.get("held_out_files"):
-                warning = f"{left['files']} files are held out by their names and not trained on, as {left['first'][0]}"
-                found["warnings"] = [*found.get("warnings", []), warning]
-                ctx.say(f"warning: {warning}")
+    name = ctx.job.source
+    assert name is not None
+    source = ctx.dag.datasets[name]
+    reading, warnings = source.open(name, ctx.state), source.warnings()
+    if reading.revision:
+        ctx.say(f"{len(reading.parts)} files at {reading.revision}")
+    if left_out := reading.left_out:
+        warnings.append(f"{len(left_out)} files are held out by their names and not trained on, as {left_out[0]}")
+    for warning in warnings:
+        ctx.say(f"warning: {warning}")
+    for folder, items in source.items().items():
+        write_items(items.train, ctx.out / "tasks" / folder / "train.parquet")
+        write_items(items.test, ctx.out / "tasks" / folder / "test.parquet")
+    end, intake = read_source(ctx, source, reading)
+    ctx.screening.update(intake.screening(end))
+    for line in intake.summary(end):
+        ctx.say(line)
     if not end.documents:
-        left = f" ({end.bad:,} bad rows, {end.dropped:,} dropped)" if end.bad or end.dropped else ""
-        raise PipelineError(
-            f"source '{ctx.job.source}': the corpus is empty{left}; check its entry in config/sources.yaml"
-        )
+        lost = f" ({end.bad:,} bad rows, {end.dropped:,} dropped)" if end.bad or end.dropped else ""
+        raise PipelineError(f"source '{name}': the corpus is empty{lost}; check its entry in config/sources.yaml")
     ctx.say(f"{end.documents:,} documents, {end.bytes:,} bytes")
     if end.cut:
-        found["documents_cut"] = end.cut
-        ctx.say(f"{end.cut:,} documents over {textfiles.DOCUMENT_CHARACTERS:,} characters were cut into several")
-    return {"documents": end.documents, "bytes": end.bytes} | found
+        ctx.say(f"{end.cut:,} documents over {DOCUMENT_CHARACTERS:,} characters were cut into several")
+    return CorpusMetrics(
+        documents=end.documents,
+        bytes=end.bytes,
+        documents_cut=end.cut,
+        documents_empty=end.empty,
+        documents_contaminated=end.dropped,
+        rows_skipped=end.bad,
+        first_skipped=[str(row) for row in end.bad_rows],
+        revision=reading.revision,
+        held_out_files=HeldOutFiles(files=len(left_out), first=list(left_out[:5])) if left_out else None,
+        warnings=warnings,
+    ).plain()
 
 
 if __name__ == "__main__":

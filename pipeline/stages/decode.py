@@ -1,6 +1,6 @@
-"""Decode: self-consistency on vLLM; accuracy as a function of the number of samples a question.
+"""Decode: self-consistency on vLLM; accuracy as a function of the number of samples per question.
 
-    python -m pipeline.stages.decode --scale mini --point d32-E8-k2-103K-A47K --variant base
+    python -m pipeline.stages.decode --scale mini --point d32-E8-k2-107K-A51K --variant base
 
 The paper's test-time compute (Figures 6 and 11): GSM8K, zero-shot, up to 128 samples, majority vote; temperature 0.6
 and top-p 0.95 are its released script's.
@@ -17,13 +17,12 @@ Values are means over questions; standard errors are over questions.
 A request's seed comes from the stage's seed, the task and the question's number alone, and sample i of a question
 uses seed + i, so that a result depends neither on what shares a batch nor on where a run was resumed.
 
-Out: samples.parquet, a row a sample: task, shots, options (what else tells this entry of decode.tasks from others of
+Out: samples.parquet, a row per sample: task, shots, options (what else tells this entry of decode.tasks from others of
 the task), item, question, gold, sample, text, answer (null if there is none), correct, tokens, finish ("stop" or
-"length"); curve.parquet, a row a point of the curve: task, shots, options, metric, samples, value, stderr, n.
+"length"); curve.parquet, a row per point of the curve: task, shots, options, metric, samples, value, stderr, n.
 """
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,13 +30,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import Decode
+from pipeline.config.evaluations import Decode
 from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
-from pipeline.stage import Context, main
+from pipeline.runner import Context, main
 from pipeline.tasks import TASKS
-from pipeline.tasks.items import Question, Row, in_chunks, mean_row, of_entry, read_questions, with_answer
+from pipeline.tasks.items import Question, Row, in_chunks, read_questions, with_answer
 from pipeline.tasks.prompts import check_bos, prompt_ids
+from pipeline.tasks.results import ResultRow, mean_row, of_entry, pass_at_k
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -67,7 +67,7 @@ def request_seed(seed: int, task: str, item: int) -> int:
 
 
 def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Row]:
-    """`config.samples` answers to each question; one row a sample.
+    """`config.samples` answers to each question; one row per sample.
 
     Raises:
         PipelineError: a prompt that leaves no room for `config.max_tokens` in the model's context.
@@ -137,24 +137,19 @@ def right_answers(rows: list[Row]) -> set[str]:
     return {row["answer"] for row in rows if row["correct"]}
 
 
-def coverage_at(n: int, samples: int, correct: int) -> float:
-    """Probability that `n` of `samples` answers, drawn without replacement, hold one of the `correct` ones."""
-    return 1 - math.comb(samples - correct, n) / math.comb(samples, n)
-
-
-def curve(task: str, rows: list[Row]) -> list[Row]:
+def curve(task: str, rows: list[Row]) -> list[ResultRow]:
     """majority@n and coverage@n of one task's samples for n = 1, 2, 4 ... and the share without an answer."""
     questions: dict[int, list[Row]] = {}
     for row in rows:
         questions.setdefault(row["item"], []).append(row)
     samples = len(rows) // len(questions)
-    points: list[Row] = []
+    points: list[ResultRow] = []
     for n in [1 << i for i in range(samples.bit_length())]:
-        votes = [majority_at(n, [row["answer"] for row in mine], right_answers(mine)) for mine in questions.values()]
-        found = [coverage_at(n, samples, sum(row["correct"] for row in mine)) for mine in questions.values()]
+        votes = [majority_at(n, [row["answer"] for row in group], right_answers(group)) for group in questions.values()]
+        chances = [pass_at_k(samples, sum(row["correct"] for row in group), n) for group in questions.values()]
         points.append(mean_row(task, f"majority@{n}", votes) | {"samples": n})
-        points.append(mean_row(task, f"coverage@{n}", found) | {"samples": n})
-    unparsed = [sum(row["answer"] is None for row in mine) / samples for mine in questions.values()]
+        points.append(mean_row(task, f"coverage@{n}", chances) | {"samples": n})
+    unparsed = [sum(row["answer"] is None for row in group) / samples for group in questions.values()]
     return [*points, mean_row(task, "unparsed", unparsed) | {"samples": samples}]
 
 
@@ -164,7 +159,7 @@ def run(ctx: Context) -> dict[str, Any]:
     check_bos(ctx.inputs["checkpoint"], config.add_bos)
     asked, left_out = [], 0
     for entry in config.tasks:
-        questions, without = with_answer(read_questions(ctx.dag, ctx.inputs, entry, config.seed))
+        questions, without = with_answer(read_questions(ctx.items_folder(entry.task), entry, config.seed))
         asked.append(questions)
         left_out += without
     with engine.quick_imports():

@@ -1,15 +1,15 @@
 """GRPO: post-train a point's converted checkpoint with verl (docs/PAPER.md, post-training).
 
-    python -m pipeline.stages.grpo --scale mini --point d32-E4-k2-66K-A54K
+    python -m pipeline.stages.grpo --scale mini --point d32-E2-k2-52K-A51K
 
 Each step samples `rollouts` answers to `prompts` questions with vLLM, rewards those with the right final answer, and
-makes one policy-gradient update a mini-batch; an answer's advantage is its reward less its group's mean, over the
+makes one policy-gradient update per mini-batch; an answer's advantage is its reward less its group's mean, over the
 group's standard deviation. A KL term holds the policy near the checkpoint it started from.
 
 In:  the checkpoint (Hugging Face Mixtral), and the task's questions in the corpus or benchdata artifact.
-Out: a checkpoint of the same layout, training.parquet (a row a step), validation.parquet (greedy accuracy on the test
+Out: a checkpoint of the same layout, training.parquet (a row per step), validation.parquet (greedy accuracy on the test
 questions before training, every `eval_interval` steps, and at the end).
-State: verl's checkpoints, every --save-interval steps and at the end, and one log a launch.
+State: verl's checkpoints, every --save-interval steps and at the end, and one log per launch.
 """
 
 import json
@@ -20,12 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import Grpo
-from pipeline.engines import verl, verl_outputs
-from pipeline.engines.weights import refuse_nonfinite
+from pipeline.config.recipes import Grpo
+from pipeline.engines.verl import outputs, trainer
 from pipeline.errors import PipelineError
-from pipeline.stage import Context, main
-from pipeline.tasks.items import items_folder
+from pipeline.models.weights import refuse_nonfinite
+from pipeline.runner import Context, main
 from pipeline.tasks.prompts import prompt_ids, training_prompt
 
 ENDS = 5  # steps averaged at each end of the reward curve
@@ -44,19 +43,22 @@ SECONDS = "perf/time_per_step"
 def prompt_rows(items: Path, checkpoint: Path, recipe: Grpo, limit: int | None = None) -> tuple[pa.Table, int]:
     """verl's data rows for the questions of a task, and how many were left out because they are too long.
 
-    Rollouts are sampled from `extra_info.prompt_ids` (verl_plugin/rollouts.py); the message that verl insists on is
-    the same prompt as text.
+    Rollouts are sampled from `extra_info.prompt_ids` (engines/verl/plugin/rollouts.py); the message that verl insists
+    on is the same prompt as text.
 
     Args:
         items: Parquet file with columns question and gold.
         checkpoint: Hugging Face folder whose tokenizer is used.
-        limit: first questions only.
+        limit: the first so many questions only.
+
+    Raises:
+        PipelineError: no question fits.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     table = pq.read_table(items, columns=["question", "gold"]).slice(0, limit)
-    table = table.filter(table["gold"].is_valid())  # what cannot be judged is not asked
+    table = table.filter(table["gold"].is_valid())  # questions whose answer cannot be judged are not asked
     prompts = [training_prompt(recipe, question) for question in table["question"].to_pylist()]
     encoded = [prompt_ids(tokenizer, prompt, recipe.add_bos) for prompt in prompts]
     rows = [
@@ -118,7 +120,7 @@ def _mean_and_error(rewards: list[float]) -> tuple[float, float | None]:
 def run(ctx: Context) -> dict[str, Any]:
     recipe = ctx.scale.grpo
     assert recipe is not None
-    checkpoint, items = ctx.inputs["checkpoint"], items_folder(ctx.dag, ctx.inputs, recipe.task)
+    checkpoint, items = ctx.inputs["checkpoint"], ctx.items_folder(recipe.task)
     _check_lengths(checkpoint, recipe)
     refuse_nonfinite(checkpoint, "GRPO cannot start from it; delete the folder to make the checkpoint anew")
     state, limits = ctx.state.resolve(), {"train": None, "validation": recipe.eval_items}
@@ -133,14 +135,14 @@ def run(ctx: Context) -> dict[str, Any]:
             f"{items / 'train.parquet'}: {rows['train']} questions, fewer than grpo.prompts = {recipe.prompts}"
         )
 
-    done = verl_outputs.resume_step(state)
+    done = outputs.resume_step(state)
     if done < recipe.steps:
         launch = len(list(state.glob("metrics-*.log")))
         ctx.say(f"verl from step {done} to {recipe.steps}; log: {state / f'metrics-{launch:03}.log'}")
-        settings = verl.overrides(recipe, ctx.execution, checkpoint.resolve(), state, rows["train"])
-        # The step that training goes on from has been validated if it was due.
-        settings.append(f"trainer.val_before_train={0 not in verl_outputs.read_metrics(state)}")
-        verl.train(
+        settings = trainer.overrides(recipe, ctx.execution, checkpoint.resolve(), state, rows["train"])
+        # The step that training continues from has been validated if that was due.
+        settings.append(f"trainer.val_before_train={0 not in outputs.read_metrics(state)}")
+        trainer.train(
             settings,
             state,
             state / f"metrics-{launch:03}.jsonl",
@@ -148,7 +150,7 @@ def run(ctx: Context) -> dict[str, Any]:
             lambda step: ctx.progress(step, recipe.steps, "steps"),
         )
 
-    steps = verl_outputs.read_metrics(state)
+    steps = outputs.read_metrics(state)
     training: list[dict[str, Any]] = [
         {"step": n, **{k: data.get(v) for k, v in COLUMNS.items()}} for n, data in steps.items() if n > 0
     ]
@@ -164,7 +166,7 @@ def run(ctx: Context) -> dict[str, Any]:
     for name, table_rows in (("training", training), ("validation", validation)):
         pq.write_table(pa.Table.from_pylist(table_rows), ctx.out / f"{name}.parquet")
     trained = state / "checkpoints" / f"global_step_{recipe.steps}" / "actor" / "huggingface"
-    verl_outputs.publish_weights(trained, checkpoint, ctx.out)
+    outputs.publish_weights(trained, checkpoint, ctx.out)
     refuse_nonfinite(
         ctx.out, "nothing is published: GRPO diverged; lower grpo.lr or raise grpo.kl_coef", lambda path: path.name
     )

@@ -1,6 +1,6 @@
-"""Pre-train one point: a Mixtral mixture of experts on megatron-core, from tokenised sources to a checkpoint.
+"""Pre-train one point: a mixture of experts on megatron-core, from tokenised sources to a checkpoint.
 
-    python -m pipeline.stages.pretrain --scale mini --point d32-E4-k2-66K-A47K
+    python -m pipeline.stages.pretrain --scale mini --point d32-E4-k2-70K-A51K
 
 Paper section 3 (architecture, recipe) and appendix (hyper-parameters). Tokens are `steps * global_batch *
 sequence_length`, blended from the scale's sources by weight. On several ranks (`--ranks`, `--tp`, `--pp`, `--ep`) the
@@ -11,11 +11,11 @@ Work in progress is saved every `--save-interval` steps and on SIGTERM, and is c
 after a kill ends with the tensors an undisturbed run ends with.
 
 Steps named in `pretrain.keep` have their weights set aside as they pass, and published with the last ones. A run that
-is finished, or past a step, cannot keep it any more.
+is finished, or past a step, can no longer keep it.
 
-Publishes `checkpoint/` (safetensors, a file a rank, weights only), `kept/step-<step>/` likewise, `metrics.parquet` (a
-row a step: step, loss, load_balance, z_loss, grad_norm, lr, tokens, flops) and `validation.parquet` (step, tokens,
-loss). Losses are nats a token.
+Publishes `checkpoint/` (safetensors, one file per rank, weights only), `kept/step-<step>/` likewise, `metrics.parquet`
+(one row per step: step, loss, load_balance, z_loss, grad_norm, lr, tokens, flops) and `validation.parquet` (step,
+tokens, loss). Losses are nats per token.
 """
 
 import json
@@ -36,16 +36,17 @@ from typing import Any
 import pandas as pd
 from pydantic import TypeAdapter
 
-from pipeline import faults
-from pipeline.artifact import fsync_tree, write_atomic
-from pipeline.config import DTYPES
-from pipeline.engines.device import Execution, die_with_parent
-from pipeline.engines.torchrun import STOP, torchrun
-from pipeline.engines.weights import refuse_nonfinite
+from pipeline.artifacts import failures
+from pipeline.artifacts.progress import Progress
+from pipeline.artifacts.store import fsync_tree, write_atomic
+from pipeline.config.recipes import DTYPES
+from pipeline.dag.point import Point
+from pipeline.data.results import KeptStep, PretrainMetrics, TokenizeMetrics
 from pipeline.errors import PipelineError, Stopped
-from pipeline.grid import Point
-from pipeline.progress import Progress
-from pipeline.stage import Context, main
+from pipeline.models.weights import refuse_nonfinite
+from pipeline.runner import Context, main
+from pipeline.runtime.execution import Execution, die_with_parent
+from pipeline.runtime.torchrun import STOP, torchrun
 
 WAY_OUT = "training diverged; lower pretrain.lr or raise pretrain.warmup_steps in the grid file"
 PROGRESS_S = 10  # seconds between two lines of progress
@@ -55,11 +56,11 @@ LAST_STEPS = 50  # train_loss is the mean of this many
 
 @dataclass(frozen=True)
 class Plan:
-    """All that one training process has to know; travels to torchrun's processes as JSON."""
+    """Everything that a training process has to know; torchrun's processes read it as JSON."""
 
     point: Point
     execution: Execution
-    sources: dict[Path, float]  # folder of tokens -> share of the blend
+    sources: dict[Path, float]  # folder of token files -> share of the blend
     vocab_size: int  # the tokenizer's
     eod_id: int
     state: Path
@@ -70,19 +71,19 @@ PLAN = TypeAdapter(Plan)
 
 
 def run(ctx: Context) -> dict[str, Any]:
-    from pipeline.engines.megatron import check_layout
+    from pipeline.engines.megatron.model import check_layout
 
     point, execution = ctx.point, ctx.execution
     check_layout(point, execution)
-    tokens = [ctx.records[f"tokenize/{name}"].metrics for name in ctx.scale.data.sources]
-    vocab_size, rows = tokens[0]["vocab_size"], point.model.vocab_size
+    tokens = TokenizeMetrics.of(ctx.records[f"tokenize/{next(iter(ctx.scale.data.sources))}"])
+    vocab_size, rows = tokens.vocab_size, point.model.vocab_size
     if vocab_size > rows:
         raise PipelineError(f"model.vocab_size {rows} is below the tokenizer's {vocab_size}; raise it in the grid file")
     sources = {ctx.inputs[f"tokenize/{name}"]: share for name, share in ctx.scale.data.sources.items()}
-    plan = Plan(point, execution, sources, vocab_size, tokens[0]["eod_id"], ctx.state, ctx.out)
+    plan = Plan(point, execution, sources, vocab_size, tokens.eod_id, ctx.state, ctx.out)
     ctx.say(
         f"{point.total_params:,} parameters, {point.active_params:,} active; {point.tokens:,} tokens, "
-        f"{point.tokens_per_param:.1f} a parameter; {point.tokens * point.flops_per_token:.3g} FLOPs"
+        f"{point.tokens_per_param:.1f} per parameter; {point.tokens * point.flops_per_token:.3g} FLOPs"
     )
     (ctx.state / STOP).unlink(missing_ok=True)
     if execution.processes == 1:
@@ -101,10 +102,10 @@ def train(plan: Plan) -> None:
     import torch
     import torch.distributed as dist
 
-    from pipeline.engines import megatron
-    from pipeline.engines.megatron_data import build_datasets
-    from pipeline.engines.megatron_training import Trainer
-    from pipeline.engines.megatron_weights import save_weights
+    from pipeline.engines.megatron import model as megatron
+    from pipeline.engines.megatron.data import build_datasets
+    from pipeline.engines.megatron.trainer import Trainer
+    from pipeline.engines.megatron.weights import save_weights
 
     point, recipe, execution = plan.point, plan.point.pretrain, plan.execution
     with terminations() as asked_to_stop, megatron.session(execution) as device:
@@ -122,7 +123,7 @@ def train(plan: Plan) -> None:
             print(f"continuing after step {start}", flush=True)
 
         step_tokens = recipe.global_batch * point.model.sequence_length
-        told = begun = time.monotonic()
+        reported = begun = time.monotonic()
         speeds: list[float] = []
         progress = Progress(plan.state.parent)
         for step in range(start + 1, recipe.steps + 1):
@@ -154,9 +155,9 @@ def train(plan: Plan) -> None:
                 raise Stopped(f"{point.name}: stopped at step {step} and saved; the same command continues")
             if first:
                 progress(done["tokens"], point.tokens, "tokens")
-            if first and (time.monotonic() - told > PROGRESS_S or last):
-                told = time.monotonic()
-                pace = (told - begun) / (step - start)
+            if first and (time.monotonic() - reported > PROGRESS_S or last):
+                reported = time.monotonic()
+                pace = (reported - begun) / (step - start)
                 print(
                     f"step {step}/{recipe.steps}  loss {result.loss:.4f}  {step_tokens / pace:,.0f} tokens/s  "
                     f"{pace * (recipe.steps - step):,.0f} s to go",
@@ -219,10 +220,10 @@ def resume(plan: Plan, trainer: Any) -> tuple[int, list[dict], list[dict]]:
     if not saved(plan):
         return 0, [], []
     folder = saved(plan)[-1]
-    if (made := json.loads((folder / "layout.json").read_text())) != (wanted := layout(plan.execution)):
+    if (saved_layout := json.loads((folder / "layout.json").read_text())) != (current := layout(plan.execution)):
         raise PipelineError(
-            f"{folder}: saved with layout {made}, and Megatron reads optimizer states only under the same one, not "
-            f"{wanted}; finish with the old layout, or delete the folder to start again"
+            f"{folder}: saved with layout {saved_layout}, and Megatron reads optimizer states only under the same one, "
+            f"not {current}; finish with the old layout, or delete the folder to start again"
         )
     trainer.load(folder)
     rows, evaluations = (pd.read_parquet(folder / f"{name}.parquet") for name in ("metrics", "validation"))
@@ -230,7 +231,7 @@ def resume(plan: Plan, trainer: Any) -> tuple[int, list[dict], list[dict]]:
 
 
 def layout(execution: Execution) -> dict[str, int]:
-    """What must not change between a save and its resumption; the number of data parallel ranks may."""
+    """The parallel sizes that must not change between a save and its resumption; data parallel ranks may."""
     return {"tp": execution.tp, "pp": execution.pp, "ep": execution.ep}
 
 
@@ -241,7 +242,7 @@ def keep(plan: Plan, model: Any, name: str) -> None:
     """Set the weights aside in the state folder. Called on all ranks."""
     import torch.distributed as dist
 
-    from pipeline.engines.megatron_weights import save_weights
+    from pipeline.engines.megatron.weights import save_weights
 
     partial, whole = plan.state / "keeping", plan.state / "kept" / name
     first = dist.get_rank() == 0
@@ -264,7 +265,7 @@ def publish_kept(plan: Plan) -> None:
         if (plan.state / "kept" / name).exists():
             shutil.copytree(plan.state / "kept" / name, plan.out / "kept" / name, copy_function=os.link)
         else:
-            print(f"step {step} was past when pretrain.keep came to name it: not kept", flush=True)
+            print(f"step {step} was past before pretrain.keep named it: not kept", flush=True)
 
 
 # --------------------------------------------------------------------------------------------------------- record
@@ -277,23 +278,24 @@ def summary(plan: Plan) -> dict[str, Any]:
     point, end = plan.point, rows.iloc[-1]
     kept = {name: step for name, step in point.kept.items() if (plan.out / "kept" / name).exists()}
     losses = {
-        name: {
-            "step": step,
-            "train_loss": float(rows["loss"][rows["step"] <= step].tail(LAST_STEPS).mean()),
-            "validation_loss": next(iter(validation["loss"][validation["step"] == step].tolist()), None),
-        }
+        name: KeptStep(
+            step=step,
+            train_loss=float(rows["loss"][rows["step"] <= step].tail(LAST_STEPS).mean()),
+            validation_loss=next(iter(validation["loss"][validation["step"] == step].tolist()), None),
+        )
         for name, step in kept.items()
     }
-    return {
-        "train_loss": float(rows["loss"].tail(LAST_STEPS).mean()),
-        "validation_loss": float(validation["loss"].iloc[-1]),
-        "load_balance": float(rows["load_balance"].tail(LAST_STEPS).mean()),
-        "total_params": point.total_params,
-        "active_params": point.active_params,
-        "tokens": int(end["tokens"]),
-        "tokens_per_param": point.tokens_per_param,
-        "flops": float(end["flops"]),
-    } | ({"kept": losses} if kept else {})
+    return PretrainMetrics(
+        train_loss=float(rows["loss"].tail(LAST_STEPS).mean()),
+        validation_loss=float(validation["loss"].iloc[-1]),
+        load_balance=float(rows["load_balance"].tail(LAST_STEPS).mean()),
+        total_params=point.total_params,
+        active_params=point.active_params,
+        tokens=int(end["tokens"]),
+        tokens_per_param=point.tokens_per_param,
+        flops=float(end["flops"]),
+        kept=losses,
+    ).plain()
 
 
 def work(plan_file: Path) -> None:
@@ -305,7 +307,7 @@ def work(plan_file: Path) -> None:
     except BaseException as error:  # PyTorch's CheckpointException is no Exception
         if not isinstance(error, PipelineError):
             traceback.print_exc()
-        print(f"error (rank {os.environ['RANK']}): {faults.explain(error, plan.state) or error}", flush=True)
+        print(f"error (rank {os.environ['RANK']}): {failures.explain(error, plan.state) or error}", flush=True)
         sys.exit(1)
 
 

@@ -8,17 +8,23 @@ Reads the table and figures artifacts. Writes `report.html`, which needs nothing
 from typing import Any
 
 from pipeline.analysis import html
-from pipeline.stage import Context, main
+from pipeline.planning.words import size
+from pipeline.runner import Context, main
 
 
 def run(ctx: Context) -> dict[str, Any]:
     """Write the page; the metrics are its size."""
     page = html.render(
-        ctx.scale.title, ctx.dag.name, ctx.dag.points.values(), ctx.inputs["table"], ctx.inputs["figures"]
+        ctx.scale.title,
+        ctx.dag.name,
+        ctx.dag.points.values(),
+        ctx.inputs["table"],
+        ctx.inputs["figures"],
+        ctx.inputs["claims"],
     )
     path = ctx.out / "report.html"
     path.write_text(page)
-    ctx.say(f"report.html: {path.stat().st_size / 1e6:.1f} MB")
+    ctx.say(f"report.html: {size(path.stat().st_size)}")
     return {"bytes": path.stat().st_size}
 
 

@@ -2,8 +2,8 @@
 
     python -m pipeline.stages.table --scale mini
 
-Reads the records of pre-training, conversion, GRPO and the evaluations. Writes `results.{parquet,csv,md}` (a row a
-number, with n, standard error and the fingerprint it came from), `wide.{csv,md}` (a line a model), `curves.parquet`
+Reads the records of pre-training, conversion, GRPO and the evaluations. Writes `results.{parquet,csv,md}` (one row per
+number, with n, standard error and the fingerprint it came from), `wide.{csv,md}` (one line per model), `curves.parquet`
 (training curves) and `records.json` (what made each number).
 """
 
@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from pipeline.analysis import tables
-from pipeline.stage import Context, main
+from pipeline.runner import Context, main
 
 
 def run(ctx: Context) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Task loss: negative log-likelihood of the gold answer given the prompt, by vLLM's prompt log-probabilities.
 
-    python -m pipeline.stages.taskloss --scale mini --point d32-E8-k2-103K-A47K --variant base
+    python -m pipeline.stages.taskloss --scale mini --point d32-E8-k2-107K-A51K --variant base
 
-The paper's task loss (Figures 1, 2 and 5) and the bits a token and a byte of its released evaluation.
+The paper's task loss (Figures 1, 2 and 5) and the bits per token and per byte of its released evaluation.
 
 What is scored is `Task.continuation`: the separating space and the answer as the training text writes it, without the
 end-of-document token; for tasks marked `loss_on_gold` (recall), the final answer alone. The variant `authors` leaves
@@ -11,11 +11,11 @@ prompt has by itself, as their program does.
 
 Prompt and continuation are tokenised as one text, as in training. A token counts as the answer's if it ends after the
 boundary between the two, that is, if it holds at least one character of the continuation; one that also holds
-characters of the prompt "straddles", and the record says how many items had such a token. For a byte-level tokenizer
+characters of the prompt "straddles", and the record counts the items that have one. For a byte-level tokenizer
 a character may be several tokens: each of them counts.
 
-Out: items.parquet, a row an item: task, shots, options (what else tells this entry of taskloss.tasks from others of the
-task), item, nll_nats (the sum over the answer's tokens), tokens, bytes (UTF-8, of the continuation), bits_token,
+Out: items.parquet, a row per item: task, shots, options (what else tells this entry of taskloss.tasks from others of
+the task), item, nll_nats (the sum over the answer's tokens), tokens, bytes (UTF-8, of the continuation), bits_token,
 bits_byte, straddles.
 """
 
@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.sources.facts import VALUES, VALUES_PER_FACT
 from pipeline.engines import vllm as engine
 from pipeline.errors import PipelineError
-from pipeline.stage import Context, main
+from pipeline.runner import Context, main
 from pipeline.tasks import OWN, TASKS
-from pipeline.tasks.generate import VALUES, VALUES_PER_FACT
-from pipeline.tasks.items import Question, Row, in_chunks, mean_row, of_entry, read_questions, with_answer
-from pipeline.tasks.prompts import begun, check_bos, first_ids
+from pipeline.tasks.items import Question, Row, in_chunks, read_questions, with_answer
+from pipeline.tasks.prompts import check_bos, first_ids, prepend
+from pipeline.tasks.results import ResultRow, mean_row, of_entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,12 +67,12 @@ def encode(
     """
     first = first_ids(tokenizer, add_bos)
     encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
-    ids = begun(encoded["input_ids"], first)
+    ids = prepend(first, encoded["input_ids"])
     offsets = [(0, 0)] * (len(ids) - len(encoded["input_ids"])) + encoded["offset_mapping"]
     boundary = len(prompt)
     positions = [i for i, (_, end) in enumerate(offsets) if end > boundary]
     if variant == "authors":
-        begin = len(begun(tokenizer(prompt, add_special_tokens=False)["input_ids"], first))
+        begin = len(prepend(first, tokenizer(prompt, add_special_tokens=False)["input_ids"]))
         return ids, list(range(begin, len(ids))), positions != list(range(begin, len(ids)))
     return ids, positions, any(offsets[i][0] < boundary for i in positions)
 
@@ -86,7 +87,7 @@ def score(
     """One row of items.parquet for each question.
 
     Raises:
-        PipelineError: an item longer than `max_length` less the one token that vLLM insists on generating.
+        PipelineError: an item that leaves no room in `max_length` for the one token that vLLM always generates.
     """
     from vllm import SamplingParams
 
@@ -100,7 +101,8 @@ def score(
                 f"task '{question.task}', item {question.item}: {len(ids)} tokens where taskloss.max_length "
                 f"{max_length} leaves room for {max_length - 1}; raise it or give fewer shots"
             )
-    # Log-probabilities of the prompt's own tokens only. vLLM itself does not take such prompts from its prefix cache.
+    # Log-probabilities of the prompt's own tokens only. vLLM itself does not serve prompts from its prefix cache when
+    # their log-probabilities are asked for.
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids, _, _ in encoded], params, use_tqdm=False)
     rows = []
@@ -124,10 +126,10 @@ def score(
     return rows
 
 
-def summarise(task: str, rows: list[Row]) -> list[Row]:
+def summarise(task: str, rows: list[Row]) -> list[ResultRow]:
     """Means over items with standard errors.
 
-    nll is in nats a token, nll_item in nats an item. For facts also stored_bits: FACT_BITS less the bits the model
+    nll is in nats per token, nll_item in nats per item. For facts also stored_bits: FACT_BITS less the bits the model
     still needs, averaged over facts and clipped at 0 (a model may be more wrong than a uniform guess).
     """
     results = [
@@ -149,7 +151,7 @@ def run(ctx: Context) -> dict[str, Any]:
     asked, left_out = [], 0
     for task in config.tasks:
         scored_text = "gold" if TASKS[task.task].loss_on_gold else "answer"
-        questions, without = with_answer(read_questions(ctx.dag, ctx.inputs, task, task.seed), scored_text)
+        questions, without = with_answer(read_questions(ctx.items_folder(task.task), task, task.seed), scored_text)
         asked.append((task, questions))
         left_out += without
     with engine.quick_imports():
@@ -161,7 +163,7 @@ def run(ctx: Context) -> dict[str, Any]:
             ask = partial(score, llm, max_length=config.max_length, variant=task.variant, add_bos=config.add_bos)
             scored = in_chunks(ctx.state, f"{i}-{task.task}", questions, CHUNK, ask, ctx.progress)
             means = summarise(task.task, scored)
-            ctx.say(f"{task.task}, shots {task.shots}: {means[0]['value']:.4f} nats a token over {len(scored)} items")
+            ctx.say(f"{task.task}, shots {task.shots}: {means[0]['value']:.4f} nats per token over {len(scored)} items")
             results += of_entry(task, means)
             rows += of_entry(task, scored)
     pq.write_table(pa.Table.from_pylist(rows), ctx.out / "items.parquet")

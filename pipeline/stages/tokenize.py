@@ -26,12 +26,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.artifact import write_atomic
-from pipeline.engines import encoders, sentencepiece, textfiles
-from pipeline.engines.device import die_with_parent
+from pipeline.artifacts.store import write_atomic
+from pipeline.data import encoders, sentencepiece
+from pipeline.data.documents import read_groups, shards
+from pipeline.data.results import JsonDifference, TokenizeMetrics, TokenizerMetrics
+from pipeline.data.sources.base import Source
 from pipeline.errors import PipelineError
-from pipeline.registry import Source
-from pipeline.stage import Context, main
+from pipeline.runner import Context, main
+from pipeline.runtime.execution import die_with_parent
 
 SPLITS = ("train", "validation")
 CHECK_DOCUMENTS, CHECK_CHARACTERS = 250, 2_000  # held-out text on which SentencePiece and tokenizer.json are compared
@@ -69,10 +71,10 @@ def tokenize_shard(shard: Path, first: int, recipe: Recipe, to: Path) -> None:
     dtype = DType.optimal_dtype(recipe.vocab_size)
     builders = {split: IndexedDatasetBuilder(str(to / f"{split}.bin"), dtype=dtype) for split in SPLITS}
     document = first
-    for texts in textfiles.read_groups(shard):
+    for texts in read_groups(shard):
         spelt_tokens.count(texts)
-        for found in encode(texts):
-            ids = [*begin, *found, recipe.eod]
+        for encoded in encode(texts):
+            ids = [*begin, *encoded, recipe.eod]
             if max(ids) >= recipe.vocab_size:
                 raise PipelineError(f"{shard}: token {max(ids)} is beyond the vocabulary of {recipe.vocab_size}")
             builder = builders["validation" if is_validation(document, recipe.share) else "train"]
@@ -84,12 +86,12 @@ def tokenize_shard(shard: Path, first: int, recipe: Recipe, to: Path) -> None:
 
 
 def _held_out(corpus: Path, share: float) -> Iterator[str]:
-    groups = (group for shard in textfiles.shards(corpus) for group in textfiles.read_groups(shard))
+    groups = (group for shard in shards(corpus) for group in read_groups(shard))
     documents = enumerate(itertools.chain.from_iterable(groups))
     return (text for number, text in documents if is_validation(number, share))
 
 
-def check_json(corpus: Path, recipe: Recipe) -> dict[str, int] | None:
+def check_json(corpus: Path, recipe: Recipe) -> JsonDifference | None:
     """How the tokenizer.json differs from the SentencePiece model on held-out text, where there are both.
 
     On the first `CHECK_CHARACTERS` of the first `CHECK_DOCUMENTS` held-out documents.
@@ -100,87 +102,113 @@ def check_json(corpus: Path, recipe: Recipe) -> dict[str, int] | None:
     fast = encoders.fast_encoder(recipe.tokenizer, recipe.special_tokens)
     texts = [text[:CHECK_CHARACTERS] for text in itertools.islice(_held_out(corpus, recipe.share), CHECK_DOCUMENTS)]
     pairs = list(zip(exact(texts), fast(texts), strict=True))
-    return {
-        "documents": len(pairs),
-        "documents_differing": sum(left != right for left, right in pairs),
-        "ids": sum(len(left) for left, _ in pairs),
-        "ids_differing": sum(sentencepiece.differing(left, right) for left, right in pairs),
-    }
+    return JsonDifference(
+        documents=len(pairs),
+        documents_differing=sum(by_model != by_json for by_model, by_json in pairs),
+        ids=sum(len(by_model) for by_model, _ in pairs),
+        ids_differing=sum(sentencepiece.differing(by_model, by_json) for by_model, by_json in pairs),
+    )
 
 
-def compare_with_expected(ctx: Context, source: Source, found: int) -> dict[str, Any]:
-    """The number of tokens against the registry's, where it has one; a difference is a warning."""
-    expected = getattr(source, "tokens", None)
+def compared_with_expected(ctx: Context, source: Source, metrics: TokenizeMetrics) -> TokenizeMetrics:
+    """The metrics with the number of tokens against the registry's, where it has one; a difference is a warning."""
+    tokens, expected = metrics.train_tokens + metrics.validation_tokens, getattr(source, "tokens", None)
     if not expected:
-        return {}
-    difference = found - expected
-    compared = {"tokens": found, "tokens_expected": expected, "tokens_difference": difference}
-    compared["tokens_of_expected"] = round(found / expected, 4)
+        return metrics
+    difference, warnings = tokens - expected, metrics.warnings
     if not difference:
-        ctx.say(f"{found:,} tokens, exactly as many as config/sources.yaml expects")
-        return compared
-    more = f"{abs(difference):,} {'more' if difference > 0 else 'fewer'} ({difference / expected:+.4%})"
-    unconfirmed = getattr(source, "unconfirmed", None)
-    why = f"what is not known of this source may explain it: {unconfirmed}" if unconfirmed else "nothing explains it"
-    warning = (
-        f"source '{ctx.job.source}' has {found:,} tokens by tokenizer '{ctx.scale.data.tokenizer}', {more} than the "
-        f"{expected:,} that config/sources.yaml expects; {why}"
+        ctx.say(f"{tokens:,} tokens, exactly as many as config/sources.yaml expects")
+    else:
+        more = f"{abs(difference):,} {'more' if difference > 0 else 'fewer'} ({difference / expected:+.4%})"
+        unknown = getattr(source, "unconfirmed", None)
+        why = f"what is not known of this source may explain it: {unknown}" if unknown else "nothing explains it"
+        warning = (
+            f"source '{ctx.job.source}' has {tokens:,} tokens by tokenizer '{ctx.scale.data.tokenizer}', {more} than "
+            f"the {expected:,} that config/sources.yaml expects; {why}"
+        )
+        ctx.say(f"warning: {warning}")
+        warnings = [*warnings, warning]
+    return metrics.model_copy(
+        update={
+            "tokens": tokens,
+            "tokens_expected": expected,
+            "tokens_difference": difference,
+            "tokens_of_expected": round(tokens / expected, 4),
+            "warnings": warnings,
+        }
     )
-    ctx.say(f"warning: {warning}")
-    return compared | {"warnings": [warning]}
 
 
-def run(ctx: Context) -> dict[str, Any]:
-    from pipeline.engines.megatron_data import merge_indexed
-
-    assert ctx.job.source is not None
-    tokenizer, corpus, source = ctx.records["tokenizer"].metrics, ctx.inputs["corpus"], ctx.dag.datasets[ctx.job.source]
-    recipe = Recipe(
-        tokenizer=ctx.inputs["tokenizer"],
-        eod=tokenizer["eod_id"],
-        vocab_size=tokenizer["vocab_size"],
-        share=ctx.scale.data.validation,
-        bos=tokenizer.get("document_bos_id"),
-        special_tokens=getattr(source, "special_tokens", encoders.TEXT),
-    )
+def write_shards(ctx: Context, corpus: Path, recipe: Recipe) -> list[Path]:
+    """Tokenise the shards of a corpus that are not finished yet; returns the folder of each shard's tokens."""
     documents, parts, unfinished = 0, [], []
-    for shard in textfiles.shards(corpus):
+    for shard in shards(corpus):
         part = ctx.state / shard.stem
         if not (part / "done").exists():
             unfinished.append((shard, documents, recipe, part))
         documents += pq.read_metadata(shard).num_rows
         parts.append(part)
     if len(unfinished) < len(parts):
-        ctx.say(f"going on: {len(parts) - len(unfinished)} of {len(parts)} shards are finished")
+        ctx.say(f"continuing: {len(parts) - len(unfinished)} of {len(parts)} shards are finished")
     if ctx.execution.ranks > 1 and len(unfinished) > 1:
         _in_processes(ctx, unfinished)
     else:
         for arguments in unfinished:
             tokenize_shard(*arguments)
             ctx.say(f"{arguments[0].name}: done")
+    return parts
 
-    metrics: dict[str, Any] = {"eod_id": recipe.eod, "vocab_size": recipe.vocab_size}
-    if recipe.bos is not None:
-        metrics["document_bos_id"] = recipe.bos
-    for split in SPLITS:
-        found, tokens = merge_indexed([part / split for part in parts], ctx.out / split)
-        metrics |= {f"{split}_documents": found, f"{split}_tokens": tokens}
-        if not found:
+
+def run(ctx: Context) -> dict[str, Any]:
+    from pipeline.engines.megatron.data import merge_indexed
+
+    assert ctx.job.source is not None
+    source, corpus = ctx.dag.datasets[ctx.job.source], ctx.inputs["corpus"]
+    tokenizer = TokenizerMetrics.of(ctx.records["tokenizer"])
+    recipe = Recipe(
+        tokenizer=ctx.inputs["tokenizer"],
+        eod=tokenizer.eod_id,
+        vocab_size=tokenizer.vocab_size,
+        share=ctx.scale.data.validation,
+        bos=tokenizer.document_bos_id,
+        special_tokens=getattr(source, "special_tokens", encoders.TEXT),
+    )
+    parts = write_shards(ctx, corpus, recipe)
+    merged = {split: merge_indexed([part / split for part in parts], ctx.out / split) for split in SPLITS}
+    for split, (documents, _) in merged.items():
+        if not documents:
+            total = sum(documents for documents, _ in merged.values())
             raise PipelineError(
-                f"source '{ctx.job.source}': no document falls into the {split} split of {documents} documents; "
+                f"source '{ctx.job.source}': no document falls into the {split} split of {total} documents; "
                 f"change data.validation of scale '{ctx.job.scale}' or give the source more documents"
             )
-    ctx.say(", ".join(f"{key} {value:,}" for key, value in metrics.items()))
+    (train_documents, train_tokens), (validation_documents, validation_tokens) = merged.values()
+    ctx.say(
+        f"{train_tokens:,} tokens of {train_documents:,} documents for training, {validation_tokens:,} of "
+        f"{validation_documents:,} held out"
+    )
     spelt = sum((Counter(json.loads((part / "done").read_text())) for part in parts), Counter[str]())
-    metrics["special_tokens_spelt"] = dict(sorted(spelt.items()))
     if spelt:
         named = ", ".join(f"{count:,} times {token}" for token, count in sorted(spelt.items()))
         ctx.say(f"documents spell special tokens, which are taken as {recipe.special_tokens}: {named}")
-    metrics |= compare_with_expected(ctx, source, metrics["train_tokens"] + metrics["validation_tokens"])
-    if (difference := check_json(corpus, recipe)) is not None:
-        metrics["json_difference"] = difference
-        ctx.say(f"tokenizer.json against tokenizer.model on held-out text: {difference}")
-    return metrics
+    difference = check_json(corpus, recipe)
+    if difference is not None:
+        ctx.say(
+            f"tokenizer.json and tokenizer.model differ on {difference.ids_differing:,} of {difference.ids:,} ids of "
+            f"held-out text"
+        )
+    metrics = TokenizeMetrics(
+        eod_id=recipe.eod,
+        vocab_size=recipe.vocab_size,
+        document_bos_id=recipe.bos,
+        train_documents=train_documents,
+        train_tokens=train_tokens,
+        validation_documents=validation_documents,
+        validation_tokens=validation_tokens,
+        special_tokens_spelt=dict(sorted(spelt.items())),
+        json_difference=difference,
+    )
+    return compared_with_expected(ctx, source, metrics).plain()
 
 
 def _in_processes(ctx: Context, unfinished: list[tuple[Path, int, Recipe, Path]]) -> None:

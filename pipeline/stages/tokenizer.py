@@ -6,7 +6,8 @@
 tokenizer.json, or a SentencePiece .model, with which corpora are then tokenised (about six times faster for the
 paper's tokenizer, and exact; docs/VALIDATION.md). A .model that comes alone is converted; `tokenize` counts what the
 conversion splits differently. Files that are not there are downloaded from the entry's `urls`. What a tokenizer.json
-carries for inference or training (truncation, padding, dropout) is taken out, and said; its post-processor is replaced.
+carries for inference or training (truncation, padding, dropout) is taken out and named in the record; its
+post-processor is replaced.
 
 The chat template passes text through (with the beginning-of-text token, if the tokenizer adds one), since base models
 know no roles.
@@ -20,12 +21,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import sha256_file
-from pipeline.engines import hub, sentencepiece, textfiles, tokenizer_files
-from pipeline.engines.chat import pass_through
+from pipeline.artifacts.record import sha256_file
+from pipeline.data import sentencepiece, tokenizer_files
+from pipeline.data.chat_template import pass_through
+from pipeline.data.documents import read_groups, shards
+from pipeline.data.download import download
+from pipeline.data.registry import FileTokenizer, WordTokenizer
+from pipeline.data.results import TokenizerMetrics
 from pipeline.errors import PipelineError
-from pipeline.registry import FileTokenizer, WordTokenizer
-from pipeline.stage import Context, main
+from pipeline.runner import Context, main
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,8 +43,8 @@ def train_words(corpora: list[Path]) -> "Tokenizer":
 
     def texts() -> Iterator[list[str]]:
         for corpus in corpora:
-            for shard in textfiles.shards(corpus):
-                yield from textfiles.read_groups(shard)
+            for shard in shards(corpus):
+                yield from read_groups(shard)
 
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -56,13 +60,13 @@ def read_file(config: FileTokenizer, name: str) -> tuple["Tokenizer", list[str]]
     json.
     """
     for path in config.files:
-        wanted = config.sha256.get(path.name)
+        expected = config.sha256.get(path.name)
         if not path.is_file():
             if path.name not in config.urls:
                 raise PipelineError(f"{path}: no such tokenizer file; correct it in config/sources.yaml")
             path.parent.mkdir(parents=True, exist_ok=True)
-            hub.download(config.urls[path.name], path, wanted)
-        elif wanted and sha256_file(path) != wanted:
+            download(config.urls[path.name], path, expected)
+        elif expected and sha256_file(path) != expected:
             raise PipelineError(f"{path}: its SHA-256 is not the one in config/sources.yaml; fetch the file again")
     if config.json_file is None:
         assert config.model_file is not None
@@ -89,13 +93,14 @@ def run(ctx: Context) -> dict[str, Any]:
     if isinstance(config, WordTokenizer):
         tokenizer, eod, bos = train_words(list(ctx.inputs.values())), EOD, EOD
     else:
-        (tokenizer, taken_out), eod, bos = read_file(config, name), config.eod, config.bos or config.eod
+        tokenizer, taken_out = read_file(config, name)
+        eod, bos = config.eod, config.bos or config.eod
         if config.model_file:
             shutil.copyfile(config.model_file, ctx.out / "tokenizer.model")
     size, rows = tokenizer_files.size(json.loads(tokenizer.to_str())), ctx.scale.model.vocab_size
     if size > rows:
         raise PipelineError(
-            f"{name} needs {size} rows (its largest id and one), more than model.vocab_size {rows} of scale "
+            f"{name} needs {size} rows (its largest id plus one), more than model.vocab_size {rows} of scale "
             f"'{ctx.job.scale}'; raise it to a multiple of 128 of at least {size}"
         )
     special = [(bos, tokenizer.token_to_id(bos))] if config.add_bos else []
@@ -115,16 +120,21 @@ def run(ctx: Context) -> dict[str, Any]:
     )
     fast.save_pretrained(ctx.out)
     ctx.say(f"ids up to {size - 1}, end of document {eod}")
-    metrics: dict[str, Any] = {"vocab_size": size, "eod_id": tokenizer.token_to_id(eod), "adds_bos": config.add_bos}
-    if isinstance(config, FileTokenizer) and config.document_bos:
-        metrics["document_bos_id"] = tokenizer.token_to_id(bos)
     if taken_out:
-        metrics["taken_out"] = taken_out
         ctx.say(f"taken out of tokenizer.json, with which tokens would be others: {', '.join(taken_out)}")
-    if isinstance(config, FileTokenizer) and config.unconfirmed:
-        metrics["warnings"] = [f"unconfirmed tokenizer: {config.unconfirmed}"]
-        ctx.say(f"warning: {metrics['warnings'][0]}")
-    return metrics
+    unconfirmed = isinstance(config, FileTokenizer) and config.unconfirmed
+    warnings = [f"unconfirmed tokenizer: {unconfirmed}"] if unconfirmed else []
+    for warning in warnings:
+        ctx.say(f"warning: {warning}")
+    begins = isinstance(config, FileTokenizer) and config.document_bos
+    return TokenizerMetrics(
+        vocab_size=size,
+        eod_id=tokenizer.token_to_id(eod),
+        adds_bos=config.add_bos,
+        document_bos_id=tokenizer.token_to_id(bos) if begins else None,
+        taken_out=taken_out,
+        warnings=warnings,
+    ).plain()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ An item is a row of `tasks/<items>/{train,test}.parquet` in the corpus or benchd
 published row's cannot be read), and for the generated multiple choice `choices` and `label`.
 """
 
-from pipeline.tasks.hub import HUB
+from pipeline.data.sources import facts, sums
+from pipeline.tasks.published import HUB
 from pipeline.tasks.task import GeneratedTask, HubTask, Task
 
 ENDING = r"^\s*+([^.\n]*[^.\s])\s*+(?:\.|$)"  # possessive: no text makes it slow
@@ -21,7 +22,7 @@ def _facts(name: str, choice: bool = False) -> GeneratedTask:
         kind="memorisation",
         items="facts",
         source_kind="facts",
-        template="{question} :",
+        template=facts.TEMPLATE,
         final=ENDING,
         choice=choice,
         loss_on_gold=True,  # the full stop that ends every fact would dilute the loss of its values
@@ -38,7 +39,7 @@ OWN: dict[str, GeneratedTask] = {
             kind="reasoning",
             items="sums",
             source_kind="sums",
-            template="question : {question} answer :",
+            template=sums.TEMPLATE,
             final=r"#### (\d+)",
         ),
     )

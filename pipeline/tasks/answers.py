@@ -1,10 +1,11 @@
 r"""Final answers in written solutions: where they are, which form votes, and when two are equal.
 
 A final answer follows `#### `, stands in `\boxed{}`, or follows `The answer is` or `Answer:`. The most explicit of
-these marks that has one counts, of equal ones the first (of MATH's boxes the last), and what a model asks itself next
-is not read. The authors' evaluation reads it with `(?:####\s*|Answer:?\s*|The answer is\s*)(-?\d+(?:\.\d+)?)`, which
-loses what follows a thousands comma and does not know `$`: of GSM8K's 1,319 gold answers it reads 14 wrongly. Here all
-are read rightly (tested). How a number is read is in numbers.py.
+these marks that has one counts, of equally explicit ones the first (of MATH's boxes the last), and questions that a
+model asks itself next are not read. The authors' evaluation reads it with
+`(?:####\s*|Answer:?\s*|The answer is\s*)(-?\d+(?:\.\d+)?)`, which loses what follows a thousands comma and does not
+know `$`: of GSM8K's 1,319 gold answers it reads 14 wrongly. Here all are read correctly (tested). How a number is read
+is in numbers.py.
 """
 
 import re
@@ -18,13 +19,13 @@ NONE = "None"  # the gold answer of GSM-Plus's questions that cannot be answered
 MARK = re.compile(
     r"""(?P<hashes>\#{4,})
     |(?P<box>\\(?:boxed|fbox)(?![A-Za-z]))
-    |(?P<said>\banswers?(?:\s(?:to|of|for|in|here|then|therefore|thus|we)\b[^.\n:=]{0,60}?)?[\s*_]{1,4}
+    |(?P<phrase>\banswers?(?:\s(?:to|of|for|in|here|then|therefore|thus|we)\b[^.\n:=]{0,60}?)?[\s*_]{1,4}
        (?:(?:is|are|equals|comes\sto|(?:would|will|should|must)\sbe)\b|=|(?=can\s?not\b|can't\b|could\s?n[o']t\b)))
     |(?P<head>\banswers?[\s*_`"')]{0,4}: | (?-i:\bAnswer)\s(?=[-$]{0,2}\d)
        | (?:^|(?<=\#))[ \#*_>]{0,8}(?:final\s)?answer[*_ ]{0,4}$)""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
-RANKS = ("hashes", "box", "said", "head")  # the most explicit first
+RANKS = ("hashes", "box", "phrase", "head")  # the most explicit first
 SKIP = re.compile(r"[\s:*_`\"']*")
 NEXT_QUESTION = re.compile(r"^[ \t*#]{0,8}(?:Question|Q|Problem|Exercise)\s?\d{0,4}[*_]{0,2}\s?[:.]", re.MULTILINE)
 NO_ANSWER = re.compile(  # after a mark: what the answer is not, or a heading that Markdown marks with ####
@@ -50,21 +51,21 @@ CONTENT = re.compile(r"[^\s{}\\.,:;?!$_*-]")
 
 def _boxes(text: str) -> list[tuple[int, str]]:
     r"""(where it begins, content) of each \boxed or \fbox, in order; of nested ones the innermost stands for all."""
-    found: list[tuple[int, str]] = []
+    boxes: list[tuple[int, str]] = []
     open_braces: list[tuple[int, int] | None] = []  # of a box: where it begins, and where its content does
     for match in BRACE.finditer(text):
         if match["box"] and not match["open"]:
             if bare := BARE.match(text, match.end(), match.end() + TEXT):
-                found.append((match.start(), bare[0].rstrip(".,;:")))
+                boxes.append((match.start(), bare[0].rstrip(".,;:")))
         elif match["box"]:
             open_braces.append((match.start(), match.end()))
         elif match["left"]:
             open_braces.append(None)
         elif match["right"] and open_braces and (box := open_braces.pop()) is not None:
             begin, content = box
-            inner = found[-1][1] if found and found[-1][0] > begin else text[content : match.start()]
-            found.append((begin, inner.strip()))
-    return sorted(found)
+            inner = boxes[-1][1] if boxes and boxes[-1][0] > begin else text[content : match.start()]
+            boxes.append((begin, inner.strip()))
+    return sorted(boxes)
 
 
 def _says_something(answer: str) -> bool:
@@ -84,7 +85,7 @@ def marked(text: str) -> Iterator[tuple[str, str]]:
         text = text[: after.start()]
         marks = [mark for mark in marks if mark.start() < len(text)]
     boxes = dict(_boxes(text))
-    found = []
+    answers = []
     for mark, end in zip(marks, [*(mark.start() for mark in marks[1:]), len(text)], strict=False):
         kind = str(mark.lastgroup)
         if kind == "box":
@@ -93,8 +94,8 @@ def marked(text: str) -> Iterator[tuple[str, str]]:
             begin = SKIP.match(text, mark.end(), end)
             answer = text[begin.end() if begin else mark.end() : end].partition("\n")[0].strip()
         if answer:
-            found.append((kind, answer))
-    return iter(sorted(found, key=lambda one: RANKS.index(one[0])))
+            answers.append((kind, answer))
+    return iter(sorted(answers, key=lambda pair: RANKS.index(pair[0])))
 
 
 def _stated(kind: str, answer: str) -> str | None:
@@ -106,13 +107,13 @@ def _stated(kind: str, answer: str) -> str | None:
 
 def final_number(text: str) -> str | None:
     """The marked final answer of a solution as a number, in the form that votes; None if it marks none."""
-    found = final_number_or_none(text)
-    return None if found == NONE else found
+    answer = final_number_or_none(text)
+    return None if answer == NONE else answer
 
 
 def final_number_or_none(text: str) -> str | None:
     """The same, but "None" for a solution that says that its question cannot be answered."""
-    return next((found for one in marked(normal(text)) if (found := _stated(*one)) is not None), None)
+    return next((answer for mark in marked(normal(text)) if (answer := _stated(*mark)) is not None), None)
 
 
 def _bare(text: str) -> str:
@@ -138,8 +139,8 @@ def expression(text: str) -> str:
     while text != before:
         text, before = _bare(text), text
     unit = UNIT.fullmatch(text)
-    if (found := whole_number(unit[1] if unit else text)) is not None:
-        return found
+    if (whole := whole_number(unit[1] if unit else text)) is not None:
+        return whole
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     tight = text if "\\text" in text else re.sub(r"\s", "", text)
@@ -158,17 +159,17 @@ def final_expression(text: str) -> str | None:
     r"""The final answer of a solution as an expression: its last \boxed{}, as in MATH, or else what it marks."""
     answer = boxed(text, last=True)
     if answer is None:
-        said = [line for kind, line in marked(text) if kind != "box" and _says_something(line)]
-        said = [line for line in said if not NO_ANSWER.match(line) and not UNANSWERABLE.match(line)]
-        answer = _in_prose(said[0][:TEXT]) if said else None
+        lines = [line for kind, line in marked(text) if kind != "box" and _says_something(line)]
+        lines = [line for line in lines if not NO_ANSWER.match(line) and not UNANSWERABLE.match(line)]
+        answer = _in_prose(lines[0][:TEXT]) if lines else None
     return expression(answer) or None if answer and len(answer) <= TEXT else None
 
 
 def equivalent(answer: str, gold: str) -> bool:
-    """Whether two mathematical answers are equal, by value; False if that cannot be told in a few seconds."""
+    """Whether two mathematical answers are equal, by value; False if that cannot be decided in a few seconds."""
     answer, gold = expression(answer), expression(gold)
     if answer == gold:
         return True
-    if len(answer) > TEXT or all(whole_number(one) == one for one in (answer, gold)):
+    if len(answer) > TEXT or all(whole_number(text) == text for text in (answer, gold)):
         return False  # both numbers in their one form, and different
     return equal(answer, gold)

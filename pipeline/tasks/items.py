@@ -1,19 +1,16 @@
 """Items of tasks as the evaluation stages read them, and chunks of work that survive a kill."""
 
 import json
-import math
 import random
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.artifact import write_atomic
-from pipeline.config import EvalTask
-from pipeline.dag import Dag
+from pipeline.artifacts.store import write_atomic
+from pipeline.config.evaluations import EvalTask
 from pipeline.errors import PipelineError
 from pipeline.tasks import TASKS, HubTask
 from pipeline.tasks.task import Row
@@ -33,24 +30,6 @@ class Question:
     gold: str | None  # None where benchdata could not read it
 
 
-def items_folder(dag: Dag, inputs: dict[str, Path], task: str) -> Path:
-    """The folder of a task's train.parquet and test.parquet.
-
-    Args:
-        inputs: folders of the upstream artifacts by role (`Context.inputs`).
-
-    Raises:
-        PipelineError: not a task of the project.
-    """
-    found = dag.task_input(task)
-    if not found:
-        raise PipelineError(
-            f"scale '{dag.name}': '{task}' is not a task of this project ({', '.join(TASKS)}); lm-eval's other tasks "
-            f"can be asked of the benchmark stage only"
-        )
-    return inputs[next(iter(found))] / "tasks" / TASKS[task].items
-
-
 def draw_shots(pool: list[Row], rows: list[Row], shots: int, seed: int, spare: bool) -> list[list[Row]]:
     """The worked examples of each row, drawn as lm-eval's ContextSampler does: one stream of draws for all rows.
 
@@ -58,25 +37,30 @@ def draw_shots(pool: list[Row], rows: list[Row], shots: int, seed: int, spare: b
     """
     stream, drawn = random.Random(seed), []
     for row in rows:
-        found = stream.sample(pool, shots + spare)
+        examples = stream.sample(pool, shots + spare)
         if spare:
-            found = [one for one in found if one["doc"] != row["doc"]][:shots]
-        if len(found) < shots:  # the row is in the pool more than once
-            found = stream.sample([one for one in pool if one["doc"] != row["doc"]], shots)
-        drawn.append(found)
+            examples = [example for example in examples if example["doc"] != row["doc"]][:shots]
+        if len(examples) < shots:  # the row is in the pool more than once
+            examples = stream.sample([example for example in pool if example["doc"] != row["doc"]], shots)
+        drawn.append(examples)
     return drawn
 
 
-def read_questions(dag: Dag, inputs: dict[str, Path], asked: EvalTask, seed: int = SHOTS_SEED) -> list[Question]:
+def read_questions(folder: Path, asked: EvalTask, seed: int = SHOTS_SEED) -> list[Question]:
     """The test items of a task, in file order, each with its worked examples.
+
+    Args:
+        folder: holds the task's train.parquet and test.parquet.
+        asked: the entry of an evaluation that asks them: task, shots, limit.
+        seed: of the draw of worked examples.
 
     The project's own tasks take the first `shots` training items for every question, the published ones draw them for
     each question as lm-eval does with this seed.
 
     Raises:
-        PipelineError: an unknown task, or fewer training items than shots.
+        PipelineError: fewer training items than shots.
     """
-    folder, task = items_folder(dag, inputs, asked.task), TASKS[asked.task]
+    task = TASKS[asked.task]
     rows = pq.read_table(folder / "test.parquet").slice(0, asked.limit).to_pylist()
     examples: list[list[Row]] = [[]] * len(rows)
     if asked.shots:
@@ -91,13 +75,13 @@ def read_questions(dag: Dag, inputs: dict[str, Path], asked: EvalTask, seed: int
         Question(
             asked.task,
             i,
-            task.shots([(one["question"], one.get("shot") or one["answer"]) for one in mine])
+            task.shots([(shot["question"], shot.get("shot") or shot["answer"]) for shot in shots_of_row])
             + task.prompt(row["question"]),
             row["question"],
             row["answer"],
             row["gold"],
         )
-        for i, (row, mine) in enumerate(zip(rows, examples, strict=True))
+        for i, (row, shots_of_row) in enumerate(zip(rows, examples, strict=True))
     ]
 
 
@@ -110,13 +94,13 @@ def with_answer(questions: list[Question], field: str = "gold") -> tuple[list[Qu
     Raises:
         PipelineError: none is left.
     """
-    found = [question for question in questions if getattr(question, field)]
-    if questions and not found:
+    answered = [question for question in questions if getattr(question, field)]
+    if questions and not answered:
         raise PipelineError(
             f"task '{questions[0].task}': none of the {len(questions)} items asked has an answer that can be read; "
             f"raise `limit`, or see `without_answer` in the record of the benchdata artifact"
         )
-    return found, len(questions) - len(found)
+    return answered, len(questions) - len(answered)
 
 
 def in_chunks(
@@ -144,14 +128,3 @@ def in_chunks(
         answers += json.loads(path.read_text())
         progress(min(start + size, len(items)), len(items), f"items of {name}")
     return answers
-
-
-def of_entry(asked: EvalTask, rows: Iterable[Row]) -> list[Row]:
-    """Rows of a result with the columns that tell the entries of one task apart: its shots, and its other options."""
-    return [{"task": row["task"], "shots": asked.shots, "options": asked.options} | row for row in rows]
-
-
-def mean_row(task: str, metric: str, values: Sequence[float]) -> Row:
-    """A row of a record's results: the mean over items and its standard error (sample deviation / sqrt(n))."""
-    stderr = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"task": task, "metric": metric, "value": statistics.fmean(values), "stderr": stderr, "n": len(values)}

@@ -1,25 +1,26 @@
 """Whether two mathematical expressions are equal, by math-verify.
 
-It can meet expressions that never finish, also inside one call of C code where no Python signal handler runs, so it
+Some expressions never finish, also inside one call of C code where no Python signal handler runs, so math-verify
 works in a process of its own that the kernel ends after `SECONDS`. That process is this file, which imports nothing
-else of the project.
+else of the project. It stays alive, because math-verify takes a CPU second to start and short answers come one at a
+time; whole texts, which come many at a time and may be anything, are compared in the sandbox (`tasks/code/answers.py`).
 """
 
 import json
 import resource
-import signal
 import subprocess
 import sys
 import threading
 
-SECONDS = 5  # for one comparison
+SECONDS = 5  # of CPU time, for one comparison
 MEMORY = 2 << 30  # bytes of address space for comparisons
 
 
-class _Checker:
+class Checker:
     """math-verify in a process of its own, started when first asked and again after it was ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: int = SECONDS) -> None:
+        self.seconds = seconds
         self.process: subprocess.Popen[str] | None = None
         self.lock = threading.Lock()
 
@@ -27,7 +28,7 @@ class _Checker:
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-I", __file__],
+                    [sys.executable, "-I", __file__, str(self.seconds)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
@@ -40,13 +41,13 @@ class _Checker:
                 reply = self.process.stdout.readline()
             except BrokenPipeError:
                 reply = ""
-            if not reply:  # ended by its alarm, or out of memory
+            if not reply:  # ended by its timer, or out of memory
                 self.process.kill()
                 self.process.wait()
             return reply == "true\n"
 
 
-_CHECKER = _Checker()
+_CHECKER = Checker()
 
 
 def equal(answer: str, gold: str) -> bool:
@@ -54,22 +55,33 @@ def equal(answer: str, gold: str) -> bool:
     return _CHECKER.ask(answer, gold)
 
 
-def _serve() -> None:
-    """Compare pairs read from standard input; the kernel ends this process if one takes longer than `SECONDS`."""
+def compare(answer: str, gold: str, seconds: int) -> bool:
+    """Whether math-verify finds the gold answer in `answer`; the kernel ends the process if it takes longer.
+
+    It uses nothing else of this module, because its source is also part of a program (`tasks/code/answers.py`).
+    """
+    import signal
+
     from math_verify import parse, verify
 
+    # CPU seconds, so that a busy machine makes no right answer wrong. SIGPROF without a handler: not even a single
+    # endless call of C code outlives it.
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        same = verify(parse(gold, parsing_timeout=None), parse(answer, parsing_timeout=None), timeout_seconds=None)
+    except Exception:  # whatever sympy makes of a model's text, it is not the gold answer
+        same = False
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return bool(same)
+
+
+def _serve(seconds: int) -> None:
+    """Compare pairs read from standard input; the kernel ends this process if one takes longer."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         answer, gold = json.loads(line)
-        signal.alarm(SECONDS)  # SIGALRM without a handler: not even a single endless call of C code outlives it
-        try:
-            wanted, found = (parse(f"${one}$", parsing_timeout=None) for one in (gold, answer))
-            same = verify(wanted, found, timeout_seconds=None)
-        except Exception:  # whatever sympy makes of a model's text, it is not the gold answer
-            same = False
-        signal.alarm(0)
-        print(json.dumps(bool(same)), flush=True)
+        print(json.dumps(compare(f"${answer}$", f"${gold}$", seconds)), flush=True)
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[1]))

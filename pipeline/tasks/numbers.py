@@ -6,7 +6,7 @@ answer.
 
 Read are thousands by commas, spaces of any width, apostrophes and (two groups or more) full stops; fractions and mixed
 numbers; powers of ten; digits of any script; "minus 5", "5 million" and, where there are no digits, "twenty-one".
-Currency and units around a number are left out, and a percent sign is a unit: 50% is 50, as graders of GSM8K have it.
+Currency and units around a number are left out, and a percent sign is a unit: 50% is 50, as GSM8K's graders read it.
 
 Not read, since a person could not say which number is meant: a comma before other than three digits (3,5 is a decimal
 or a list), ranges, dates, a sum that is not worked out, roots and multiples of pi.
@@ -91,7 +91,7 @@ IN_WORDS = re.compile(
     re.IGNORECASE,
 )
 EQUALS = re.compile(r"=|\u2248|\u2243|\u2245|\\(?:approx|simeq|equiv)\b")
-# Where a sentence goes on after what it states.
+# Where a sentence continues after its statement.
 CLAUSE = re.compile(
     r"[,;!?](?=\s|$)|\.(?=\s|$)|\s\(|\s[-\u2014]\s(?=[A-Za-z])|\u2014"
     r"|\b(?:because|since|so|which|whereas?|when|while|for|as|after|before|if|leaving|making)\b"
@@ -219,15 +219,15 @@ def _worded(text: str) -> str | None:
 
 
 def _equation(text: str) -> str | None:
-    """What an equation comes to: the last of its sides that is a number."""
-    return next((found for side in reversed(EQUALS.split(text)) if (found := _part(side)) is not None), None)
+    """The result of an equation: the last of its sides that is a number."""
+    return next((value for side in reversed(EQUALS.split(text)) if (value := _part(side)) is not None), None)
 
 
 def number(text: str, worked: bool = False) -> str | None:
     """The number that an answer states, in its one form; None if it states none that can be read.
 
-    That of its first clause that has one: "42, because 7 days" is 42; and of an equation what it comes to: "2 * 3 = 6"
-    is 6.
+    It is the number of the first clause that has one: "42, because 7 days" is 42; and of an equation its result:
+    "2 * 3 = 6" is 6.
 
     Args:
         worked: the text may be a whole worked solution: if it does not begin with its number, the last equation counts.
@@ -236,6 +236,6 @@ def number(text: str, worked: bool = False) -> str | None:
     clauses = [clause for clause in CLAUSE.split(text) if NUMBER.search(clause) or IN_WORDS.search(clause)]
     if worked and (first := NUMBER.search(text)) and len(re.findall(r"[A-Za-z]+", text[: first.start()])) > 1:
         *before, last = EQUALS.split(text)
-        if before and (found := _equation(CLAUSE.split(last)[0])) is not None:
-            return found
+        if before and (value := _equation(CLAUSE.split(last)[0])) is not None:
+            return value
     return _equation(clauses[0]) if clauses else None

@@ -1,6 +1,6 @@
 """Prompts as token ids, in the same way for every stage that asks a model something.
 
-Whether a prompt begins with the tokenizer's beginning-of-text token (BOS) is said by `add_bos` of each stage: true,
+Whether a prompt begins with the tokenizer's beginning-of-text token (BOS) is set by `add_bos` of each stage: true,
 false, or null for what the checkpoint's tokenizer does by itself. Worked examples and question are one text, so that
 there is one BOS at its start and none before each example; a text that begins with BOS already gets no second one.
 """
@@ -8,7 +8,7 @@ there is one BOS at its start and none before each example; a text that begins w
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Grpo
+from pipeline.config.recipes import Grpo
 from pipeline.errors import PipelineError
 from pipeline.tasks import TASKS
 
@@ -33,14 +33,14 @@ def first_ids(tokenizer: "PreTrainedTokenizerBase", add_bos: bool | None) -> lis
     return [bos] if add_bos else []
 
 
-def begun(ids: list[int], first: list[int]) -> list[int]:
-    """The ids of a text behind `first`, unless they begin so already."""
+def prepend(first: list[int], ids: list[int]) -> list[int]:
+    """The ids of a text behind `first`, unless they begin with these already."""
     return ids if ids[: len(first)] == first else first + ids
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", text: str, add_bos: bool | None) -> list[int]:
-    """What the engine is sent for a prompt. (`PipelineError` as `first_ids`.)"""
-    return begun(tokenizer(text, add_special_tokens=False)["input_ids"], first_ids(tokenizer, add_bos))
+    """The token ids that an engine gets for a prompt. (`PipelineError` as `first_ids`.)"""
+    return prepend(first_ids(tokenizer, add_bos), tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def check_bos(checkpoint: Path, add_bos: bool | None) -> None:

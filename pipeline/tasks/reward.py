@@ -1,7 +1,7 @@
 """The rule reward of post-training (docs/PAPER.md, post-training): 1 for the right final answer, else 0.
 
 `answer` reads the final answer off the text as the task says. `code` is the authors' reward: a program in the text is
-run (in the sandbox) and what it comes to is the answer, and math-verify looks for the gold answer in it, or in the text
+run (in the sandbox) and its result is the answer, and math-verify looks for the gold answer in it, or in the text
 if there is no program.
 
 The trainer calls `compute_scores` for a batch of rollouts (verl's `reward.custom_reward_function`).
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pipeline.tasks import TASKS
-from pipeline.tasks.code_answers import run_code, verify_many
+from pipeline.tasks.code.answers import run_code, verify_many
 
 Kind = Literal["answer", "code"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import tasks
-from pipeline.artifact import write_atomic
+from pipeline.artifacts.store import write_atomic
 from pipeline.tasks import HUB, TASKS
 
 if TYPE_CHECKING:
@@ -41,17 +41,17 @@ def cache_file() -> Path:
     return Path(root, "moe-sparsity", f"lm-eval-{metadata.version('lm-eval')}.json")
 
 
-def stock_names(wanted: Iterable[str]) -> set[str]:
+def stock_names(asked: Iterable[str]) -> set[str]:
     """The names of lm-eval's own tasks, groups and tags.
 
-    They are read anew where one of `wanted` is not among those kept: somebody may have added a task to lm-eval.
+    They are read again if one of `asked` is not among those kept: a task may have been added to lm-eval.
     """
     path = cache_file()
     try:
         kept = {str(name) for name in json.loads(path.read_text())}
     except (OSError, ValueError, TypeError):
         kept = set()
-    if kept.issuperset(wanted):
+    if kept.issuperset(asked):
         return kept
     names = _read_index()
     with contextlib.suppress(OSError):  # a home that cannot be written costs the seconds again

@@ -6,19 +6,19 @@ from pathlib import Path
 from snakemake.dag import DAG
 from snakemake.exceptions import WorkflowError
 
-from pipeline.dag import (
+from pipeline.dag.dag import (
     Dag as Experiment,
 )  # Snakefiles share their names with Snakemake itself
-from pipeline.dag import STATE
-from pipeline.dag import Job as Artifact
-from pipeline.engines.device import Execution, programs_of_this_environment
-from pipeline.engines.scheduler import forward_notice
+from pipeline.dag.dag import STATE
+from pipeline.dag.dag import Job as Artifact
+from pipeline.runtime.execution import Execution, programs_of_this_environment
+from pipeline.runtime.scheduler import forward_notice
 from pipeline.errors import PipelineError
-from pipeline.faults import check_folders, check_name
-from pipeline.layouts import STAGES as LAID_OUT
-from pipeline.layouts import Layout, Layouts
-from pipeline.needs import needs
-from pipeline.survey import survey
+from pipeline.artifacts.failures import check_folders, check_name
+from pipeline.config.layouts import Layout, Layouts
+from pipeline.planning.requests import needs
+from pipeline.dag.stages import EVALUATIONS, STAGES, those
+from pipeline.dag.survey import survey
 
 unknown = set(config) - {"scale"}
 if unknown:
@@ -30,7 +30,7 @@ RESULTS = Path("results")
 try:
     EXPERIMENT = Experiment.load(config.get("scale"))
     LAYOUTS = Layouts.load(EXPERIMENT.name)
-    LAYOUTS.check(EXPERIMENT.points)
+    LAYOUTS.check(EXPERIMENT.points, those(laid_out=True))
     SURVEY = survey(EXPERIMENT, RESULTS)
     for folder in (Path(), RESULTS, RESULTS / EXPERIMENT.name):
         check_name(folder)
@@ -42,9 +42,16 @@ SCALE = EXPERIMENT.name
 
 
 # Records decide what runs, not dates and not Snakemake's notes: artifacts may be made by hand, copied, or set aside, and
-# the clocks of nodes, file servers and other machines may be off by hours. For Snakemake, the inputs of a settled job are
-# `ancient`; all other jobs are forced, in place of those that its notes call incomplete; and it does not look whether
-# an output is dated before an input, for which it would fail a job that was done.
+# the clocks of nodes, file servers and other machines may be off by hours. In Snakemake's terms:
+#
+#   ancient(path)   an input whose date is no reason to run. Those of a settled job are; the inputs of all other jobs need
+#                   not be, since these jobs are forced.
+#   update(path)    an output that Snakemake does not delete before its job begins. All records are: a launch beside
+#                   this one, or a process that a kill left behind, may just have published the record.
+#   forced          what the records call unsettled runs (force_unsettled), in place of what Snakemake's notes call
+#                   incomplete.
+#
+# Nor does Snakemake look whether an output is dated before an input (accept_any_date): it would fail a job that was done.
 async def force_unsettled(self):
     """In place of DAG.check_incomplete.
 
@@ -137,13 +144,13 @@ def layout_of(stage, point):
             "missing; on the command line, --default-resources replaces all those of the profile"
         )
     released = LAYOUT == "released"
-    wide = released and point and stage in LAID_OUT
+    wide = released and point and STAGES[stage].laid_out
     layout = LAYOUTS.of(point, stage) if wide else Layout()
     return layout, released or ON_GPU
 
 
 def need(stage, name):
-    """Resource function of a stage's rule: what its job asks for (pipeline/needs.py), or a size of its layout."""
+    """Resource function of a stage's rule: what its job asks for (pipeline/planning/requests.py), or a size of its layout."""
 
     def value(wildcards):
         point = wildcards.get("point")

@@ -27,6 +27,13 @@ rule fetch:
         records(EXPERIMENT.fetches),
 
 
+# Whoever deletes the report's folder to have it made anew leaves a link to nothing, which Snakemake finds there and
+# cannot date.
+page = Path(f"results/{SCALE}/report.html")
+if page.is_symlink() and not page.exists():
+    page.unlink(missing_ok=True)
+
+
 rule report:
     input:
         records(EXPERIMENT.of("report"), settled=not SURVEY.unsettled),

@@ -1,0 +1,21 @@
+"""Puts this package's rollout classes in place of verl's."""
+
+from typing import Any
+
+from verl.workers.rollout import base, replica, router
+
+
+def _load_replica() -> type:
+    from pipeline.engines.verl.plugin.server import RunReplica
+
+    return RunReplica
+
+
+def _no_balancer(servers: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    """The servers as they are: `rollouts` sends whole batches, so verl's balancer of requests is not started."""
+    return servers
+
+
+replica.RolloutReplicaRegistry.register("vllm", _load_replica)
+base._ROLLOUT_REGISTRY[("vllm", "async")] = "pipeline.engines.verl.plugin.adapter.RunServerAdapter"
+router.get_router_handle = _no_balancer
