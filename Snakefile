@@ -2,6 +2,7 @@
 #
 #   snakemake --cores 2                          everything, at the scale config/grid.yaml names
 #   snakemake --cores 2 --config scale=smoke     another scale
+#   snakemake --cores 2 --config scale=studies/problems     a comparison of several scales
 #   snakemake --cores 2 pretrain                 one stage, for every point
 #   snakemake --cores 2 d32-E4-k2-66K-A47K       every stage, for one point
 #
@@ -13,16 +14,16 @@ min_version("9.27")
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/targets.smk"
 
 
 rule all:
     default_target: True
     input:
-        f"results/{SCALE}/report.html",
+        str(PAGE),
         records(EXPERIMENT.jobs),  # Snakemake does not miss what lies between artifacts that are there
 
 
-include: "workflow/rules/targets.smk"
 include: "workflow/rules/corpus.smk"
 include: "workflow/rules/benchdata.smk"
 include: "workflow/rules/tokenizer.smk"
@@ -37,3 +38,4 @@ include: "workflow/rules/table.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/study.smk"

@@ -23,9 +23,11 @@ from pipeline.artifacts.progress import PROGRESS, Progress
 from pipeline.artifacts.record import RECORD, FileEntry, InputEntry, Record, manifest
 from pipeline.config.scales import Scale
 from pipeline.dag.dag import STATE, Dag
+from pipeline.dag.experiment import Experiment
 from pipeline.dag.job import Job
 from pipeline.dag.point import Point
 from pipeline.dag.stages import STAGES
+from pipeline.dag.study import StudyDag, load
 from pipeline.errors import PipelineError
 from pipeline.runtime.execution import Execution, end_processes, prepare_environment
 from pipeline.runtime.gpu_locks import own_devices
@@ -52,7 +54,7 @@ class Context:
     """
 
     job: Job
-    dag: Dag
+    experiment: Experiment
     inputs: dict[str, Path]
     state: Path
     out: Path
@@ -61,6 +63,18 @@ class Context:
     records: dict[str, Record] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
     screening: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dag(self) -> Dag:
+        """The scale that the job is of."""
+        assert isinstance(self.experiment, Dag), f"{self.job.label} is not of a scale"
+        return self.experiment
+
+    @property
+    def study(self) -> StudyDag:
+        """The study that the job is of."""
+        assert isinstance(self.experiment, StudyDag), f"{self.job.label} is not of a study"
+        return self.experiment
 
     @property
     def scale(self) -> Scale:
@@ -116,7 +130,9 @@ def _usage() -> tuple[float, float]:
     return seconds, max(own.ru_maxrss, children.ru_maxrss) / 1024
 
 
-def _read_inputs(dag: Dag, job: Job, results: Path) -> tuple[dict[str, Path], dict[str, Record], list[InputEntry]]:
+def _read_inputs(
+    dag: Experiment, job: Job, results: Path
+) -> tuple[dict[str, Path], dict[str, Record], list[InputEntry]]:
     folders, records, entries = {}, {}, []
     for name, upstream in dag.inputs(job).items():
         folder = results / upstream.folder
@@ -137,7 +153,7 @@ def _read_inputs(dag: Dag, job: Job, results: Path) -> tuple[dict[str, Path], di
 
 
 def execute(
-    dag: Dag,
+    dag: Experiment,
     job: Job,
     run: Callable[[Context], dict[str, Any]],
     results: Path = Path("results"),
@@ -252,7 +268,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
     )
     parser.add_argument("--config", default="config/grid.yaml", help="the grid file (default: %(default)s)")
     parser.add_argument("--results", default="results", type=Path, help="results folder (default: %(default)s)")
-    parser.add_argument("--scale", help="a scale of the grid file (default: the file's own)")
+    parser.add_argument("--scale", help="a scale of the grid file (default: the file's own), or studies/NAME")
     row = STAGES[stage]
     for name in row.unit:
         parser.add_argument(f"--{name}", required=True)
@@ -262,7 +278,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
     args = parser.parse_args()
     state_root = None
     try:
-        dag = Dag.load(args.scale, args.config)
+        dag = load(args.scale, args.config)
         job = dag.job(stage, **{name: getattr(args, name) for name in (*row.unit, *row.optional_unit)})
         if job not in dag.jobs:
             known = ", ".join(sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(stage)}))

@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.analysis.cells import CannotRun, Cells, Estimate, Floats, Outcome, Pooled, over_blocks
 from pipeline.analysis.orders import any_of_each, correlation, tail
 from pipeline.config.claims import (
+    Between,
     Interior,
     Monotone,
     NumberTest,
@@ -314,6 +315,22 @@ def spread(test: Spread, cells: Cells, least: int) -> Outcome:
     return Outcome(what, abs(widest.estimate), low, ends[-1], for_, min(against, 1.0), widest.noise, there)
 
 
+def between(test: Between, differences: Cells, least: int) -> Outcome:
+    """The mean over models of one scale less another.
+
+    Args:
+        differences: of each model and seed that both scales have.
+    """
+    values = differences.means
+    scatter = over_blocks(values, f"one seed, scatter of {len(values)} models") if len(values) >= least else None
+    estimate = differences.contrast(np.full(len(values), 1 / len(values)), scatter)
+    what, used = f"mean difference of {len(values)} model{'s' * (len(values) > 1)}", np.arange(len(values))
+    if test.direction:
+        return _directed(what, estimate, test.direction, used)
+    assert test.value is not None and test.tolerance is not None
+    return _equivalence(what, estimate, test.value - test.tolerance, test.value + test.tolerance, used)
+
+
 TESTS: dict[str, Callable[[Any, Cells, int], Outcome]] = {
     "trend": trend,
     "monotone": monotone,
@@ -325,4 +342,5 @@ TESTS: dict[str, Callable[[Any, Cells, int], Outcome]] = {
     "shape": shape,
     "number": number,
     "spread": spread,
+    "between": between,
 }

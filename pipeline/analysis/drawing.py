@@ -7,6 +7,7 @@ written as it is: altair's objects for it took three CPU seconds a figure (6.3),
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ def draw_all(table: Path, out: Path) -> list[str]:
     Returns:
         The names of the figures.
     """
-    drawable = charts(pd.read_parquet(table / "results.parquet"), pd.read_parquet(table / "curves.parquet"))
+    return save_all(charts(pd.read_parquet(table / "results.parquet"), pd.read_parquet(table / "curves.parquet")), out)
+
+
+def save_all(drawable: Sequence[Chart], out: Path) -> list[str]:
+    """Draw charts into a folder, with `figures.json`; their names."""
     described = [save(chart, out) for chart in drawable]
     (out / "figures.json").write_text(json.dumps(described, indent=1) + "\n")
     return [chart.name for chart in drawable]

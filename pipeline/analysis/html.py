@@ -43,25 +43,19 @@ def render(title: str, scale: str, points: Iterable[Point], table: Path, figures
     results = pd.read_parquet(table / "results.parquet")
     records = json.loads((table / "records.json").read_text())
     topics = claims.topics(results)
-    drawn = _figures(figures)
+    drawn = drawn_figures(figures)
     said = json.loads((judged / "claims.json").read_text())
     points = list(points)
     stated = dict.fromkeys(formula for point in points for formula in point.architecture.FORMULAS)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return fill(
+        "report.html.j2",
         title=title,
-        scale=scale,
+        name=scale,
         answer=answer(results),
         finding=next((figure for figure in drawn if figure["name"] == FINDING), None),
         facts=_facts(results, records),
-        claims=_claims(said),
-        counted=_counted(said),
+        claims=claims_table(said),
+        counted=counted(said),
         cautions=claims.cautions(results, topics) + _kept(records),
         topics=topics,
         figures=[figure for figure in drawn if figure["name"] != FINDING],
@@ -73,10 +67,22 @@ def render(title: str, scale: str, points: Iterable[Point], table: Path, figures
         machines=_distinct(f"{r['hardware']} · {r['execution']}" for r in map(_readable, records)),
         commits=_distinct(r["commit"] or "not under version control" for r in records),
         records=[_readable(r) for r in records],
-        library=Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")),
-        script=Markup((Path(__file__).parent / "page.js").read_text()),
         adopted=[{"point": r["point"]} | r["adopted"] for r in records if "adopted" in r],
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A page of this folder's templates, with the scripts that all pages have."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    script = (Path(__file__).parent / "page.js").read_text()
+    return environment.get_template(template).render(library=Markup(library), script=Markup(script), **values)
 
 
 def _facts(results: pd.DataFrame, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -105,7 +111,7 @@ def _kept(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _claims(said: dict[str, Any]) -> dict[str, Any]:
+def claims_table(said: dict[str, Any]) -> dict[str, Any]:
     """A line for each finding on a claim, as `verdicts.page` words it."""
     frame = verdicts.page(said)
     columns = {"claim": "claim", "finding": "verdict", "statistic": "test", "estimate": "estimate"}
@@ -125,14 +131,15 @@ def _claims(said: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _counted(said: dict[str, Any]) -> str:
+def counted(said: dict[str, Any]) -> str:
     """`4 hold, 1 fails, 2 undecided at this noise, 20 not run`."""
     given = [claim["verdict"] for claim in said["claims"]]
     words = {"holds": "hold", "fails": "fail", "undecided": "are undecided at this noise", "not run": "were not run"}
     return ", ".join(f"{given.count(verdict)} {word}" for verdict, word in words.items())
 
 
-def _figures(folder: Path) -> list[dict[str, Any]]:
+def drawn_figures(folder: Path) -> list[dict[str, Any]]:
+    """What a folder's `figures.json` describes, with each figure's SVG and specification."""
     described = json.loads((folder / "figures.json").read_text())
     for figure in described:
         encoded = base64.b64encode((folder / f"{figure['name']}.svg").read_bytes()).decode()

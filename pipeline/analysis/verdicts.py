@@ -21,7 +21,7 @@ from pipeline.analysis.cells import CannotRun, Cells, Outcome, cells_of
 from pipeline.analysis.claim_tests import TESTS
 from pipeline.analysis.metrics import AT, distinct, family, kind, primary
 from pipeline.analysis.tables import item_error, plus_minus
-from pipeline.config.claims import Across, Claim, Claims, Exact, Paired, Rows, Shape
+from pipeline.config.claims import Across, Between, Claim, Claims, Exact, Paired, Rows, Shape
 from pipeline.dag.stages import BASE, GRPO
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "undecided", "not run"
@@ -79,8 +79,8 @@ def questions(claims: Claims, results: pd.DataFrame, scale: str) -> tuple[list[Q
         try:
             if not claim.is_about(scale):
                 raise CannotRun(f"is about scale {', '.join(claim.scales)}")
-            if isinstance(claim.test, Across):
-                raise CannotRun(f"needs scales {' and '.join(claim.test.scales)} side by side (a study)")
+            if isinstance(claim.test, Across | Between):
+                raise CannotRun(f"compares scales: snakemake --cores N --config scale=studies/{claim.test.study}")
             if claim.rows is not None:
                 asked += [Question(name, claim, number, cells) for number, cells in select(prepared, claim)]
         except CannotRun as reason:
@@ -105,7 +105,12 @@ def prepare(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def select(prepared: pd.DataFrame, claim: Claim) -> list[tuple[str, Cells]]:
-    """The numbers that a claim is about, each with its name.
+    """The numbers that a claim is about, each with its name. (`CannotRun` as `select_rows`.)"""
+    return [(number, cells_of(rows)) for number, rows in select_rows(prepared, claim)]
+
+
+def select_rows(prepared: pd.DataFrame, claim: Claim) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of the numbers that a claim is about.
 
     Raises:
         CannotRun: the table has none of them.
@@ -120,7 +125,7 @@ def select(prepared: pd.DataFrame, claim: Claim) -> list[tuple[str, Cells]]:
     entry = rows["task"] if axis == "shots" else rows["entry"]
     metric = rows["votes"].fillna(rows["metric"]) if axis == "samples" else rows["metric"]
     numbers = rows["stage"] + " " + entry + " " + metric
-    return [(str(number), cells_of(part)) for number, part in rows.groupby(numbers, sort=False)]
+    return [(str(number), part) for number, part in rows.groupby(numbers, sort=False)]
 
 
 def _mask(rows: pd.DataFrame, asked: Rows, variants: Iterable[str]) -> "pd.Series[bool]":

@@ -14,8 +14,10 @@ from pipeline.config.claims import Claims, load_claims
 from pipeline.config.layouts import LayoutFile, Layouts
 from pipeline.config.reference import Reference
 from pipeline.config.scales import Grid, load_grid
+from pipeline.config.studies import Studies, load_studies
 from pipeline.dag.dag import Dag
 from pipeline.dag.stages import those
+from pipeline.dag.study import StudyDag
 from pipeline.data.registry import Sources, load_sources
 
 EXTENDS = {"type": "string", "description": "another entry of its kind, of which only differences are given here"}
@@ -29,15 +31,16 @@ README = """\
 | `points/*.tsv` | the points of a scale as a table: a line of keys, then one line per point |
 | `sources.yaml` | data sets, tokenizers and evaluation data, with origin and licence |
 | `claims.yaml` | claims that are tested on the results of every scale (docs/howto/claims.md) |
+| `studies.yaml` | comparisons across scales (docs/howto/studies.md) |
 | `layouts.yaml` | nodes, GPUs and parallel sizes of jobs on a cluster; changes no number |
 | `*.schema.json` | what editors complete and check these files with |
 
 `./run python -m pipeline config` checks all of it. This page is generated from the models that read the files
 (`pipeline/config/`, `pipeline/data/`) by `./run python -m pipeline config --write`.
 
-All of `grid.yaml`, `scales/`, `sources.yaml` and `claims.yaml` is identity: a changed value runs anew what it bears on,
-and nothing else. A scale that says `extends: other` gives only what differs: mappings are merged, key by key; lists,
-`sources`, `pinned` and `sha256` are replaced. Names become folders: letters, digits, `.`, `_` and `-`.
+All of it but `layouts.yaml` is identity: a changed value runs anew what it bears on, and nothing else. A scale that
+says `extends: other` gives only what differs: mappings are merged, key by key; lists, `sources`, `pinned` and `sha256`
+are replaced. Names become folders: letters, digits, `.`, `_` and `-`.
 """
 
 
@@ -76,6 +79,7 @@ def schemas() -> dict[str, Any]:
         },
         "sources.schema.json": Sources.model_json_schema(),
         "claims.schema.json": Claims.model_json_schema(),
+        "studies.schema.json": Studies.model_json_schema(),
         "layouts.schema.json": layouts,
     }
 
@@ -87,6 +91,7 @@ def readme() -> str:
         ("grid.yaml", Grid, ""),
         ("sources.yaml", Sources, ""),
         ("claims.yaml", Claims, ""),
+        ("studies.yaml", Studies, ""),
         ("layouts.yaml", LayoutFile, "layouts"),
     )
     for file, model, root in files:
@@ -110,12 +115,14 @@ def run(args: argparse.Namespace) -> int:
         for name, text in generated().items():
             (folder / name).write_text(text, encoding="utf-8")
     grid, sources = load_grid(args.config), load_sources(folder / "sources.yaml")
-    claims = load_claims(folder / "claims.yaml")
+    claims, studies = load_claims(folder / "claims.yaml"), load_studies(folder / "studies.yaml")
     for scale in grid.scales:
-        points = Dag(grid, sources, scale).points
+        points = Dag.load(scale, args.config).points
         Layouts.load(scale, folder / "layouts.yaml").check(points, those(laid_out=True))
+    for study in studies.studies:
+        StudyDag.load(study, args.config)
     counts = f"{len(grid.scales)} scales, {len(sources.datasets)} data sets, {len(sources.tokenizers)} tokenizers"
-    print(f"{counts}, {len(claims.claims)} claims: ok")
+    print(f"{counts}, {len(claims.claims)} claims, {len(studies.studies)} studies: ok")
     return 0
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline.artifacts import progress, store
 from pipeline.commands.common import add_common, chosen
-from pipeline.dag.dag import STATE, Dag, Job
+from pipeline.dag.dag import STATE, Job
+from pipeline.dag.experiment import Experiment
 from pipeline.dag.survey import Survey, survey
 from pipeline.planning.words import aligned, duration
 from pipeline.runner import FAILURE
@@ -48,7 +49,7 @@ def counted(report: dict[str, Any]) -> str:
     return f"{report['done']:,.0f} of {report['total']:,.0f} {report['unit']}"
 
 
-def state_of(dag: Dag, surveyed: Survey, job: Job, results: Path) -> State:
+def state_of(dag: Experiment, surveyed: Survey, job: Job, results: Path) -> State:
     """What can be said of one job from its record and its state folder."""
     root = results / STATE / job.folder
     if store.is_locked(root / "lock"):
@@ -78,19 +79,23 @@ def warnings(states: dict[Job, State], results: Path) -> list[str]:
     return lines
 
 
-def table(dag: Dag, states: dict[Job, State]) -> list[str]:
+def table(dag: Experiment, states: dict[Job, State]) -> list[str]:
     """The matrix as lines: a row for each point or source, a column for each stage and variant."""
     columns = list(dict.fromkeys("/".join(filter(None, [job.stage, job.variant])) for job in states))
-    rows: dict[str, dict[str, str]] = {}
-    for job, state in states.items():
-        name = job.point or job.source or dag.name
-        rows.setdefault(name, {})["/".join(filter(None, [job.stage, job.variant]))] = state.word
     lines = []
-    for group in ([*dag.datasets, *dag.benchmarks], [*dag.points], [dag.name]):
-        names = [name for name in group if name in rows]
-        used = [column for column in columns if any(column in rows[name] for name in names)]
-        cells = [[name, *(rows[name].get(column, "") for column in used)] for name in names]
-        lines += [*aligned([["", *used], *cells]), ""] if cells else []
+    for scale, of in dag.dags.items():
+        rows: dict[str, dict[str, str]] = {}
+        for job, state in states.items():
+            if job.scale == scale:
+                name = job.point or job.source or job.scale
+                rows.setdefault(name, {})["/".join(filter(None, [job.stage, job.variant]))] = state.word
+        lines += [f"scale '{scale}'"] * (scale != dag.name)
+        for group in ([*of.datasets, *of.benchmarks], [*of.points], [scale]):
+            names = [name for name in group if name in rows]
+            used = [column for column in columns if any(column in rows[name] for name in names)]
+            cells = [[name, *(rows[name].get(column, "") for column in used)] for name in names]
+            lines += [*aligned([["", *used], *cells]), ""] if cells else []
+    lines += [f"{job.stage}: {state.word}" for job, state in states.items() if job.scale not in dag.dags]
     return lines
 
 
@@ -103,13 +108,13 @@ class Look:
     done: int
 
 
-def look(dag: Dag, jobs: list[Job], results: Path) -> Look:
+def look(dag: Experiment, jobs: list[Job], results: Path) -> Look:
     """The matrix and what is worth a line."""
     surveyed = survey(dag, results)
     states = {job: state_of(dag, surveyed, job, results) for job in jobs}
     done = sum(state.word == "done" for state in states.values())
     news = [state.line for state in states.values() if state.line]
-    head = [f"scale '{dag.name}': {done} of {len(jobs)} artifacts made", ""]
+    head = [f"{dag.words}: {done} of {len(jobs)} artifacts made", ""]
     return Look([*head, *table(dag, states), LEGEND, *news, *warnings(states, results)], news, done)
 
 
@@ -124,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def watch(dag: Dag, jobs: list[Job], results: Path, every: float) -> None:
+def watch(dag: Experiment, jobs: list[Job], results: Path, every: float) -> None:
     """Show how far the jobs are every so many seconds, until all are made: in place on a terminal, else as lines."""
     from rich.console import Console
     from rich.live import Live

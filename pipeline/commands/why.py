@@ -16,7 +16,8 @@ from typing import Any
 from pipeline.artifacts import store
 from pipeline.artifacts.record import RECORD, RECORD_COPY, Acceptance, InputEntry, Record
 from pipeline.commands.common import add_common, chosen
-from pipeline.dag.dag import STATE, Dag, Job
+from pipeline.dag.dag import STATE, Job
+from pipeline.dag.experiment import Experiment
 from pipeline.dag.stages import STAGES
 from pipeline.dag.survey import survey
 from pipeline.errors import PipelineError
@@ -52,7 +53,7 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 class Ledger:
     """A scale's records, read once."""
 
-    def __init__(self, dag: Dag, results: Path) -> None:
+    def __init__(self, dag: Experiment, results: Path) -> None:
         self.dag, self.results = dag, results
         self.survey = survey(dag, results)
         self.records: dict[Job, Record] = {}
@@ -63,7 +64,7 @@ class Ledger:
                 continue
 
 
-def own_changes(dag: Dag, job: Job, record: Record) -> list[Change]:
+def own_changes(dag: Experiment, job: Job, record: Record) -> list[Change]:
     """Changes of the stage's version and settings."""
     changes = []
     if record.stage_version != STAGES[job.stage].version:
@@ -129,7 +130,7 @@ def cost(ledger: Ledger, jobs: list[Job]) -> str:
     return f"{seconds:,.0f} s" + (f" and {unknown} jobs never measured" if unknown else "")
 
 
-def downstream(dag: Dag, jobs: set[Job]) -> list[Job]:
+def downstream(dag: Experiment, jobs: set[Job]) -> list[Job]:
     """All jobs that read what the jobs make, directly or not."""
     reached = set(jobs)
     for job in dag.jobs:
@@ -199,9 +200,9 @@ def run(args: argparse.Namespace) -> int:
     unsettled = ledger.survey.unsettled
     if not args.target:
         if not unsettled:
-            print(f"scale '{dag.name}': everything is up to date")
+            print(f"{dag.words}: everything is up to date")
             return 0
-        print(f"scale '{dag.name}': {len(unsettled)} of {len(jobs)} jobs will run; it begins with:")
+        print(f"{dag.words}: {len(unsettled)} of {len(jobs)} jobs will run; it begins with:")
         jobs = [
             job
             for job in jobs

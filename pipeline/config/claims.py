@@ -158,15 +158,50 @@ class Exact(Strict):
     )
 
 
+Within = Annotated[
+    Trend | Monotone | Rank | Interior | Optimum | Peak | Paired | Shape | NumberTest | Spread,
+    Field(discriminator="kind"),
+]
+
+
 class Across(Strict):
-    """A comparison of scales, which the table of one scale cannot answer."""
+    """The same at each scale of a study: the claim holds if it does at every one."""
 
     kind: Literal["across"]
-    scales: list[Name] = Field(min_length=2, description="the scales that are compared")
+    study: Name = Field(description="the study, of config/studies.yaml, whose models are looked at")
+    test: Within = Field(description="what is computed at each scale, of the models that the study compares")
+
+
+class Between(Strict):
+    """The mean difference of a study's models, its other scales less its first."""
+
+    kind: Literal["between"]
+    study: Name = Field(description="the study, of config/studies.yaml, whose models are looked at")
+    direction: Direction | None = Field(None, description="where the value goes; null: it changes by `value`")
+    value: Real | None = Field(None, description="the difference")
+    tolerance: Rate | None = Field(None, description="how far from it still agrees")
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        if (self.direction is None) == (self.value is None) or (self.value is None) != (self.tolerance is None):
+            raise ValueError("give either `direction`, or `value` and `tolerance`")
+        return self
 
 
 Test = Annotated[
-    Trend | Monotone | Rank | Interior | Optimum | Peak | Paired | Shape | NumberTest | Spread | Exact | Across,
+    Trend
+    | Monotone
+    | Rank
+    | Interior
+    | Optimum
+    | Peak
+    | Paired
+    | Shape
+    | NumberTest
+    | Spread
+    | Exact
+    | Across
+    | Between,
     Field(discriminator="kind"),
 ]
 
@@ -178,12 +213,12 @@ class Claim(Strict):
     source: Filled = Field(description="who says so, and where")
     family: Name = Field("paper", description="the claims that it shares a correction for many tests with")
     scales: Globs = Field(["*"], description="scales it is about; globs. At others it is not run")
-    rows: Rows | None = Field(None, description="the numbers it is about; null for `exact` and `across`")
+    rows: Rows | None = Field(None, description="the numbers it is about; null for `exact`")
     test: Test = Field(description="what is computed")
 
     @model_validator(mode="after")
     def _rows_if_read(self) -> Self:
-        if (self.rows is None) != (self.test.kind in ("exact", "across")):
+        if (self.rows is None) != (self.test.kind == "exact"):
             raise ValueError(f"test `{self.test.kind}` {'reads no' if self.rows else 'needs'} `rows`")
         return self
 

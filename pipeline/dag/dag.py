@@ -10,13 +10,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.artifacts.record import fingerprint
 from pipeline.config.base import near
 from pipeline.config.claims import Claims, load_claims
 from pipeline.config.evaluations import EvalTask
 from pipeline.config.recipes import Grpo
 from pipeline.config.scales import Grid, load_grid
+from pipeline.config.studies import check_claims, load_studies
 from pipeline.dag import checks
+from pipeline.dag.experiment import Experiment
 from pipeline.dag.job import Job
 from pipeline.dag.point import Point, expand
 from pipeline.dag.stages import BASE, EVALUATIONS, GRPO, STAGES
@@ -41,14 +42,14 @@ def _release(package: str) -> str:
     return metadata.version(package).partition("+")[0]
 
 
-class Dag:
+class Dag(Experiment):
     """The jobs of one scale, their inputs, settings and fingerprints."""
 
     def __init__(self, grid: Grid, sources: Sources, scale: str, claims: Claims | None = None) -> None:
         if scale not in grid.scales:
             raise PipelineError(f"{grid.where.file}: there is no scale '{scale}'; {near(scale, grid.scales)}")
         registry, at = sources.where.file, grid.where.within(f"scales.{scale}")
-        self.name = scale
+        self.name, self.dags = scale, {scale: self}
         self.scale = grid.scales[scale]
         self.claims = claims or Claims.model_validate({})
         self.points: dict[str, Point] = {p.name: p for p in expand(self.scale, at)}
@@ -76,15 +77,10 @@ class Dag:
         grid = load_grid(config)
         sources = load_sources(Path(config).with_name("sources.yaml"))
         claims = load_claims(Path(config).with_name("claims.yaml"))
+        check_claims(claims, load_studies(Path(config).with_name("studies.yaml")))
         return cls(grid, sources, scale or grid.scale, claims)
 
     # ------------------------------------------------------------------------------------------------ jobs
-
-    def job(
-        self, stage: str, *, source: str | None = None, point: str | None = None, variant: str | None = None
-    ) -> Job:
-        """A job of this scale."""
-        return Job(stage, self.name, source, point, variant)
 
     def point(self, job: Job) -> Point:
         """The point that a job is made for."""
@@ -151,8 +147,12 @@ class Dag:
         base = "adopt" if self.points[point].adopt else "convert"
         return self.job("grpo" if variant == GRPO else base, point=point)
 
+    @property
+    def page(self) -> Job:
+        return self.job("report")
+
     @cached_property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[Job]:  # type: ignore[override]
         """Every job, upstream first. Of the data, what nothing of this scale reads is left out."""
         jobs = [job for name, stage in STAGES.items() if not stage.analysis for job in stage.jobs(self, name)]
         read: set[Job] = set()
@@ -162,23 +162,10 @@ class Dag:
         kept = [job for job in jobs if not STAGES[job.stage].data or job in read]
         return kept + [job for name, stage in STAGES.items() if stage.analysis for job in stage.jobs(self, name)]
 
-    def of(self, stage: str) -> list[Job]:
-        """The jobs of one stage."""
-        return [job for job in self.jobs if job.stage == stage]
-
-    @property
-    def fetches(self) -> list[Job]:
-        """The jobs that bring in what a scale needs from outside, upstream first."""
-        return [job for job in self.jobs if STAGES[job.stage].fetches]
-
     @property
     def tabulated(self) -> list[Job]:
         """The jobs whose results become rows of the table."""
         return [job for job in self.jobs if STAGES[job.stage].tabulated]
-
-    def downloads(self, stage: str) -> bool:
-        """Whether jobs of a stage need a network at this scale."""
-        return STAGES[stage].needs_network(self)
 
     def task_input(self, task: str) -> dict[str, Job]:
         """The artifact that holds a task's items, by role; none for those of lm-eval's tasks that are not ours too.
@@ -243,17 +230,3 @@ class Dag:
         stage = STAGES[job.stage]
         engines = {name: _release(name) for name in stage.engines}
         return stage.settings(self, job) | ({"engines": engines} if engines else {})
-
-    def fingerprint(self, job: Job) -> str:
-        """The job's identity: stage, its version, its settings, and the fingerprints of its inputs but `screens`."""
-        if job not in self._fingerprints:
-            inputs = dict(self.inputs(job).items() - self.screens(job).items())
-            self._fingerprints[job] = fingerprint(
-                {
-                    "stage": job.stage,
-                    "version": STAGES[job.stage].version,
-                    "settings": self.settings(job),
-                    "inputs": {role: self.fingerprint(upstream) for role, upstream in inputs.items()},
-                }
-            )
-        return self._fingerprints[job]

@@ -83,8 +83,8 @@ class Stage:
     version: int
     unit: tuple[str, ...]
     jobs: "Callable[[Dag, str], list[Job]]"
-    inputs: "Callable[[Dag, Job], Inputs]"
-    settings: "Callable[[Dag, Job], dict[str, Any]]"
+    inputs: "Callable[[Any, Job], Inputs]"  # of the DAG: `Dag`, or `StudyDag` for a study's own
+    settings: "Callable[[Any, Job], dict[str, Any]]"
     request: Request
     on_cpu: OnCpu
     optional_unit: Mapping[str, str] = field(default_factory=dict)

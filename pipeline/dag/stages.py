@@ -10,6 +10,8 @@ pipeline/stages (docs/howto/new-evaluation.md adds one). An entry that leaves ou
 
     tokenizer, items of tasks -> preflight, for which pretrain, grpo and evaluations wait without reading it
 
+    benchmark, decode, taskloss, pretrain, grpo of several scales -> study
+
 A point that names a finished checkpoint has `adopt` in place of pretrain and convert, and if that brings its own
 tokenizer, a preflight of its own.
 """
@@ -232,6 +234,16 @@ STAGES: dict[str, Stage] = {
         analysis=True,
         request=Request(minutes=30, base_mb=1000),
         on_cpu=OnCpu(start_s=3),
+    ),
+    "study": Stage(
+        version=1,
+        unit=(),
+        jobs=upstream.no_job,
+        inputs=upstream.study_inputs,
+        settings=upstream.study_settings,
+        analysis=True,
+        request=Request(minutes=30, base_mb=1500),
+        on_cpu=OnCpu(start_s=8),
     ),
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.artifacts.record import Record
-from pipeline.dag.dag import Dag
+from pipeline.dag.experiment import Experiment
 from pipeline.dag.job import Job
 
 
@@ -31,7 +31,7 @@ class Identity(NamedTuple):
     inputs: dict[str, str]  # role -> content of the upstream artifact it was made from
 
 
-def survey(dag: Dag, results: Path) -> Survey:
+def survey(dag: Experiment, results: Path) -> Survey:
     """Compare every job with its record below `results`. Reads records only; checks no file."""
     recorded: dict[Job, Identity | None] = {}
     for job in dag.jobs:
@@ -52,7 +52,7 @@ def survey(dag: Dag, results: Path) -> Survey:
     return Survey(frozenset(stale), frozenset(unsettled))
 
 
-def _is_current(dag: Dag, job: Job, identity: Identity | None, recorded: dict[Job, Identity | None]) -> bool:
+def _is_current(dag: Experiment, job: Job, identity: Identity | None, recorded: dict[Job, Identity | None]) -> bool:
     """Whether a record is of the job as the configuration has it, made from its inputs as they are now."""
     upstream = dag.inputs(job)
     if identity is None or identity.fingerprint != dag.fingerprint(job):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.dag.dag import Dag
     from pipeline.dag.job import Job
     from pipeline.dag.point import Point
+    from pipeline.dag.study import StudyDag
 
 # Keys of evaluations and of the GRPO recipe that change neither a prompt nor whether it fits.
 UNASKED = {"dtype", "samples", "temperature", "top_p", "steps", "rollouts", "mini_batch", "lr", "kl_coef", "clip"}
@@ -202,3 +203,22 @@ def claims_settings(dag: "Dag", job: "Job") -> dict[str, Any]:
 
 def title(dag: "Dag", job: "Job") -> dict[str, Any]:
     return {"title": dag.scale.title}
+
+
+# ---------------------------------------------------------------------------------------------------------- studies
+
+
+def no_job(dag: "Dag", stage: str) -> "list[Job]":
+    """A scale has none; a study has its own (study.py)."""
+    return []
+
+
+def study_inputs(dag: "StudyDag", job: "Job") -> Inputs:
+    return dag.compared()
+
+
+def study_settings(dag: "StudyDag", job: "Job") -> dict[str, Any]:
+    """The study's entry, and the claims that it answers with what they are judged by."""
+    claims = {name: identity(claim) for name, claim in dag.claims.claims.items()}
+    judged = {"claims": claims, "level": dag.claims.level, "least_models": dag.claims.least_models}
+    return {"study": identity(dag.study)} | judged

@@ -23,7 +23,6 @@ the task), item, question, gold, sample, text, answer (null if there is none), c
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,8 @@ from pipeline.runner import Context, main
 from pipeline.tasks import TASKS
 from pipeline.tasks.items import Question, Row, in_chunks, read_questions, with_answer
 from pipeline.tasks.prompts import check_bos, prompt_ids
-from pipeline.tasks.results import ResultRow, mean_row, of_entry, pass_at_k
+from pipeline.tasks.results import ResultRow, mean_row, of_entry
+from pipeline.tasks.votes import question_values
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -120,37 +120,14 @@ def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Ro
     return rows
 
 
-def majority(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer, the first seen among equals; None only if nothing was parsed."""
-    votes = Counter(answer for answer in answers if answer is not None)
-    return votes.most_common(1)[0][0] if votes else None  # most_common keeps the order of first sight among equals
-
-
-def majority_at(n: int, answers: Sequence[str | None], right: set[str]) -> float:
-    """Share of consecutive disjoint groups of `n` answers whose majority is a right one; `n` divides their number."""
-    groups = [answers[i : i + n] for i in range(0, len(answers), n)]
-    return sum(majority(group) in right for group in groups) / len(groups)
-
-
-def right_answers(rows: list[Row]) -> set[str]:
-    """The answers to one question that are right, in the forms in which they vote."""
-    return {row["answer"] for row in rows if row["correct"]}
-
-
 def curve(task: str, rows: list[Row]) -> list[ResultRow]:
     """majority@n and coverage@n of one task's samples for n = 1, 2, 4 ... and the share without an answer."""
-    questions: dict[int, list[Row]] = {}
-    for row in rows:
-        questions.setdefault(row["item"], []).append(row)
-    samples = len(rows) // len(questions)
-    points: list[ResultRow] = []
-    for n in [1 << i for i in range(samples.bit_length())]:
-        votes = [majority_at(n, [row["answer"] for row in group], right_answers(group)) for group in questions.values()]
-        chances = [pass_at_k(samples, sum(row["correct"] for row in group), n) for group in questions.values()]
-        points.append(mean_row(task, f"majority@{n}", votes) | {"samples": n})
-        points.append(mean_row(task, f"coverage@{n}", chances) | {"samples": n})
-    unparsed = [sum(row["answer"] is None for row in group) / samples for group in questions.values()]
-    return [*points, mean_row(task, "unparsed", unparsed) | {"samples": samples}]
+    values = question_values(rows)
+    most = len(rows) // len(values["unparsed"])
+    return [
+        mean_row(task, metric, list(of.values())) | {"samples": int(metric.partition("@")[2] or most)}
+        for metric, of in values.items()
+    ]
 
 
 def run(ctx: Context) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.stages import decode
-from pipeline.stages.decode import curve, majority, majority_at, request_seed
+from pipeline.stages.decode import curve, request_seed
 from pipeline.tasks import TASKS
 from pipeline.tasks.results import pass_at_k
+from pipeline.tasks.votes import majority, majority_at
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ rule adopt_job:
     input:
         inputs_of("adopt"),
     output:
-        update(f"results/{SCALE}/{{point}}/adopt/record.json"),
+        update("results/{scale}/{point}/adopt/record.json"),
     log:
-        f"logs/{SCALE}/{{point}}/adopt.log",
+        "logs/{scale}/{point}/adopt.log",
     priority: 40
     localrule: True
     conda:
@@ -17,8 +17,6 @@ rule adopt_job:
     resources:
         mem_mb=need("adopt", "mem_mb"),
         runtime=need("adopt", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.adopt --scale {params.scale} --point {wildcards.point}"
+        "python -m pipeline.stages.adopt --scale {wildcards.scale} --point {wildcards.point}"
         " &>> {log}"

@@ -5,9 +5,9 @@ rule benchdata_job:
     input:
         inputs_of("benchdata"),
     output:
-        update(f"results/{SCALE}/data/{{source}}/benchdata/record.json"),
+        update("results/{scale}/data/{source}/benchdata/record.json"),
     log:
-        f"logs/{SCALE}/data/{{source}}/benchdata.log",
+        "logs/{scale}/data/{source}/benchdata.log",
     localrule: EXPERIMENT.downloads("benchdata")
     conda:
         ENVIRONMENT
@@ -15,8 +15,6 @@ rule benchdata_job:
     resources:
         mem_mb=need("benchdata", "mem_mb"),
         runtime=need("benchdata", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.benchdata --scale {params.scale} --source {wildcards.source}"
+        "python -m pipeline.stages.benchdata --scale {wildcards.scale} --source {wildcards.source}"
         " &>> {log}"

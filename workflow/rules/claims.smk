@@ -5,16 +5,14 @@ rule claims_job:
     input:
         inputs_of("claims"),
     output:
-        update(f"results/{SCALE}/claims/record.json"),
+        update("results/{scale}/claims/record.json"),
     log:
-        f"logs/{SCALE}/claims.log",
+        "logs/{scale}/claims.log",
     conda:
         ENVIRONMENT
     threads: 1
     resources:
         mem_mb=need("claims", "mem_mb"),
         runtime=need("claims", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.claims --scale {params.scale}" " &>> {log}"
+        "python -m pipeline.stages.claims --scale {wildcards.scale}" " &>> {log}"

@@ -1,16 +1,17 @@
 """What the rules share: the DAG of the chosen scale, and how a rule asks it for inputs and identity."""
 
 import re
+import sys
 from pathlib import Path
 
 from snakemake.dag import DAG
 from snakemake.exceptions import WorkflowError
 
-from pipeline.dag.dag import (
-    Dag as Experiment,
-)  # Snakefiles share their names with Snakemake itself
 from pipeline.dag.dag import STATE
-from pipeline.dag.dag import Job as Artifact
+from pipeline.dag.job import (
+    Job as Artifact,
+)  # Snakefiles share their names with Snakemake itself
+from pipeline.dag.study import load
 from pipeline.runtime.execution import Execution, programs_of_this_environment
 from pipeline.runtime.scheduler import forward_notice
 from pipeline.errors import PipelineError
@@ -28,17 +29,19 @@ if unknown:
 
 RESULTS = Path("results")
 try:
-    EXPERIMENT = Experiment.load(config.get("scale"))
-    LAYOUTS = Layouts.load(EXPERIMENT.name)
-    LAYOUTS.check(EXPERIMENT.points, those(laid_out=True))
+    EXPERIMENT = load(config.get("scale"))
+    LAYOUTS = {scale: Layouts.load(scale) for scale in EXPERIMENT.dags}
+    for scale, dag in EXPERIMENT.dags.items():
+        LAYOUTS[scale].check(dag.points, those(laid_out=True))
     SURVEY = survey(EXPERIMENT, RESULTS)
-    for folder in (Path(), RESULTS, RESULTS / EXPERIMENT.name):
+    for folder in (Path(), RESULTS, *(RESULTS / scale for scale in EXPERIMENT.dags)):
         check_name(folder)
     for root in (Path(), Path(STATE)):
         check_folders(RESULTS, [root / one.folder for one in SURVEY.unsettled])
 except PipelineError as error:
     raise WorkflowError(str(error)) from None
-SCALE = EXPERIMENT.name
+NAME = EXPERIMENT.name  # of a scale, or studies/<name>
+DAGS = EXPERIMENT.dags.values()
 
 
 # Records decide what runs, not dates and not Snakemake's notes: artifacts may be made by hand, copied, or set aside, and
@@ -102,14 +105,17 @@ if LAYOUT:
 
 
 wildcard_constraints:
-    source="|".join(map(re.escape, [*EXPERIMENT.datasets, *EXPERIMENT.benchmarks])),
-    point="|".join(map(re.escape, EXPERIMENT.points)),
+    scale="|".join(map(re.escape, [NAME, *EXPERIMENT.dags])),
+    source="|".join(
+        re.escape(name) for dag in DAGS for name in [*dag.datasets, *dag.benchmarks]
+    ),
+    point=r"d\d+-E\d+-k\d+-[^/]+",  # as Point.name makes them; each of thousands by itself would be tried for every path
     variant=r"base|grpo|step-\d+",
 
 
 def artifact(stage, wildcards):
     """The artifact that a rule's wildcards stand for."""
-    return Artifact(stage, SCALE, **dict(wildcards.items()))
+    return Artifact(stage, **dict(wildcards.items()))
 
 
 def records(jobs, settled=False):
@@ -133,7 +139,7 @@ def inputs_of(stage):
     return upstream
 
 
-def layout_of(stage, point):
+def layout_of(one):
     """How wide a job runs: as config/layouts.yaml says under a cluster's profile, else as one process.
 
     Profiles switch by a default resource, `layout=released` or `layout=single`.
@@ -144,8 +150,8 @@ def layout_of(stage, point):
             "missing; on the command line, --default-resources replaces all those of the profile"
         )
     released = LAYOUT == "released"
-    wide = released and point and STAGES[stage].laid_out
-    layout = LAYOUTS.of(point, stage) if wide else Layout()
+    wide = released and one.point and STAGES[one.stage].laid_out
+    layout = LAYOUTS[one.scale].of(one.point, one.stage) if wide else Layout()
     return layout, released or ON_GPU
 
 
@@ -153,13 +159,13 @@ def need(stage, name):
     """Resource function of a stage's rule: what its job asks for (pipeline/planning/requests.py), or a size of its layout."""
 
     def value(wildcards):
-        point = wildcards.get("point")
-        layout, on_gpu = layout_of(stage, point)
+        one = artifact(stage, wildcards)
+        layout, on_gpu = layout_of(one)
         if name in ("tp", "pp", "ep"):
             return getattr(layout, name)
         if name == "ranks":
             return layout.gpus_per_node
-        known = EXPERIMENT.points[point] if point else None
+        known = EXPERIMENT.point(one) if one.point else None
         return getattr(needs(stage, known, layout, on_gpu), name)
 
     return value

@@ -5,9 +5,9 @@ rule convert_job:
     input:
         inputs_of("convert"),
     output:
-        update(f"results/{SCALE}/{{point}}/convert/record.json"),
+        update("results/{scale}/{point}/convert/record.json"),
     log:
-        f"logs/{SCALE}/{{point}}/convert.log",
+        "logs/{scale}/{point}/convert.log",
     priority: 40
     conda:
         ENVIRONMENT
@@ -15,10 +15,8 @@ rule convert_job:
     resources:
         mem_mb=need("convert", "mem_mb"),
         runtime=need("convert", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.convert --scale {params.scale} --point {wildcards.point}"
+        "python -m pipeline.stages.convert --scale {wildcards.scale} --point {wildcards.point}"
         " &>> {log}"
 
 
@@ -27,17 +25,15 @@ rule convert_step_job:
     input:
         inputs_of("convert"),
     output:
-        update(f"results/{SCALE}/{{point}}/convert/{{variant}}/record.json"),
+        update("results/{scale}/{point}/convert/{variant}/record.json"),
     log:
-        f"logs/{SCALE}/{{point}}/convert/{{variant}}.log",
+        "logs/{scale}/{point}/convert/{variant}.log",
     conda:
         ENVIRONMENT
     threads: 1
     resources:
         mem_mb=need("convert", "mem_mb"),
         runtime=need("convert", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.convert --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
+        "python -m pipeline.stages.convert --scale {wildcards.scale} --point {wildcards.point} --variant {wildcards.variant}"
         " &>> {log}"

@@ -5,9 +5,9 @@ rule corpus_job:
     input:
         inputs_of("corpus"),
     output:
-        update(f"results/{SCALE}/data/{{source}}/corpus/record.json"),
+        update("results/{scale}/data/{source}/corpus/record.json"),
     log:
-        f"logs/{SCALE}/data/{{source}}/corpus.log",
+        "logs/{scale}/data/{source}/corpus.log",
     localrule: EXPERIMENT.downloads("corpus")
     conda:
         ENVIRONMENT
@@ -15,8 +15,6 @@ rule corpus_job:
     resources:
         mem_mb=need("corpus", "mem_mb"),
         runtime=need("corpus", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.corpus --scale {params.scale} --source {wildcards.source}"
+        "python -m pipeline.stages.corpus --scale {wildcards.scale} --source {wildcards.source}"
         " &>> {log}"

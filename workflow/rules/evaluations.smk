@@ -10,9 +10,9 @@ for stage in EVALUATIONS:
         input:
             inputs_of(stage),
         output:
-            update(f"results/{SCALE}/{{point}}/{stage}/{{variant}}/record.json"),
+            update(f"results/{{scale}}/{{point}}/{stage}/{{variant}}/record.json"),
         log:
-            f"logs/{SCALE}/{{point}}/{stage}/{{variant}}.log",
+            f"logs/{{scale}}/{{point}}/{stage}/{{variant}}.log",
         conda:
             ENVIRONMENT
         threads: need(stage, "cores")
@@ -25,11 +25,10 @@ for stage in EVALUATIONS:
             ranks=need(stage, "ranks"),
             cache_mb=need(stage, "cache_mb"),
         params:
-            scale=SCALE,
             stage=stage,
         # Snakemake evaluates this text when the job runs, and `stage` is then the loop's last.
         shell:
             "python -m pipeline.stages.{params.stage}"
-            " --scale {params.scale} --point {wildcards.point} --variant {wildcards.variant}"
+            " --scale {wildcards.scale} --point {wildcards.point} --variant {wildcards.variant}"
             " --device {resources.device} --ranks {resources.ranks} --memory-mb {resources.cache_mb}"
             " &>> {log}"

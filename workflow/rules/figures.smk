@@ -5,16 +5,14 @@ rule figures_job:
     input:
         inputs_of("figures"),
     output:
-        update(f"results/{SCALE}/figures/record.json"),
+        update("results/{scale}/figures/record.json"),
     log:
-        f"logs/{SCALE}/figures.log",
+        "logs/{scale}/figures.log",
     conda:
         ENVIRONMENT
     threads: 1
     resources:
         mem_mb=need("figures", "mem_mb"),
         runtime=need("figures", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.figures --scale {params.scale}" " &>> {log}"
+        "python -m pipeline.stages.figures --scale {wildcards.scale}" " &>> {log}"

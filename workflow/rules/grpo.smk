@@ -5,9 +5,9 @@ rule grpo_job:
     input:
         inputs_of("grpo"),
     output:
-        update(f"results/{SCALE}/{{point}}/grpo/record.json"),
+        update("results/{scale}/{point}/grpo/record.json"),
     log:
-        f"logs/{SCALE}/{{point}}/grpo.log",
+        "logs/{scale}/{point}/grpo.log",
     priority: 50
     conda:
         ENVIRONMENT
@@ -22,10 +22,8 @@ rule grpo_job:
         tp=need("grpo", "tp"),
         cache_mb=need("grpo", "cache_mb"),
         save_interval=500,
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.grpo --scale {params.scale} --point {wildcards.point}"
+        "python -m pipeline.stages.grpo --scale {wildcards.scale} --point {wildcards.point}"
         " --device {resources.device} --ranks {resources.ranks} --tp {resources.tp}"
         " --memory-mb {resources.cache_mb} --save-interval {resources.save_interval}"
         " &>> {log}"

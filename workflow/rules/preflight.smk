@@ -5,9 +5,9 @@ rule preflight_job:
     input:
         inputs_of("preflight"),
     output:
-        update(f"results/{SCALE}/preflight/record.json"),
+        update("results/{scale}/preflight/record.json"),
     log:
-        f"logs/{SCALE}/preflight.log",
+        "logs/{scale}/preflight.log",
     priority: 60
     conda:
         ENVIRONMENT
@@ -15,10 +15,8 @@ rule preflight_job:
     resources:
         mem_mb=need("preflight", "mem_mb"),
         runtime=need("preflight", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.preflight --scale {params.scale}" " &>> {log}"
+        "python -m pipeline.stages.preflight --scale {wildcards.scale}" " &>> {log}"
 
 
 # The same for a point that adopts a checkpoint with a tokenizer of its own.
@@ -26,9 +24,9 @@ rule preflight_point_job:
     input:
         inputs_of("preflight"),
     output:
-        update(f"results/{SCALE}/{{point}}/preflight/record.json"),
+        update("results/{scale}/{point}/preflight/record.json"),
     log:
-        f"logs/{SCALE}/{{point}}/preflight.log",
+        "logs/{scale}/{point}/preflight.log",
     priority: 60
     conda:
         ENVIRONMENT
@@ -36,8 +34,6 @@ rule preflight_point_job:
     resources:
         mem_mb=need("preflight", "mem_mb"),
         runtime=need("preflight", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.preflight --scale {params.scale} --point {wildcards.point}"
+        "python -m pipeline.stages.preflight --scale {wildcards.scale} --point {wildcards.point}"
         " &>> {log}"

@@ -5,9 +5,9 @@ rule pretrain_job:
     input:
         inputs_of("pretrain"),
     output:
-        update(f"results/{SCALE}/{{point}}/pretrain/record.json"),
+        update("results/{scale}/{point}/pretrain/record.json"),
     log:
-        f"logs/{SCALE}/{{point}}/pretrain.log",
+        "logs/{scale}/{point}/pretrain.log",
     priority: 30
     conda:
         ENVIRONMENT
@@ -24,10 +24,8 @@ rule pretrain_job:
         tp=need("pretrain", "tp"),
         pp=need("pretrain", "pp"),
         ep=need("pretrain", "ep"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.pretrain --scale {params.scale} --point {wildcards.point}"
+        "python -m pipeline.stages.pretrain --scale {wildcards.scale} --point {wildcards.point}"
         " --device {resources.device} --save-interval {resources.save_interval}"
         " --nodes {resources.nodes} --ranks {resources.ranks} --tp {resources.tp} --pp {resources.pp} --ep {resources.ep}"
         " &>> {log}"

@@ -5,16 +5,14 @@ rule report_job:
     input:
         inputs_of("report"),
     output:
-        update(f"results/{SCALE}/report/record.json"),
+        update("results/{scale}/report/record.json"),
     log:
-        f"logs/{SCALE}/report.log",
+        "logs/{scale}/report.log",
     conda:
         ENVIRONMENT
     threads: 1
     resources:
         mem_mb=need("report", "mem_mb"),
         runtime=need("report", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.report --scale {params.scale}" " &>> {log}"
+        "python -m pipeline.stages.report --scale {wildcards.scale}" " &>> {log}"

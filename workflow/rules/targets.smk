@@ -12,13 +12,17 @@ for stage in dict.fromkeys(
             records(EXPERIMENT.of(stage)),
 
 
-for point in EXPERIMENT.points:
+# Every rule costs Snakemake time with every job, so of the points only those have one that the command line names.
+of_point = {}
+for one in EXPERIMENT.jobs:
+    of_point.setdefault(one.point, []).append(one)
+for point in set(sys.argv) & {name for name in of_point if name}:
 
     rule:
         name:
             point
         input:
-            records([one for one in EXPERIMENT.jobs if one.point == point]),
+            records(of_point[point]),
 
 
 # What a scale needs from outside. Its jobs run where Snakemake runs: a cluster's login node, which has a network.
@@ -29,32 +33,34 @@ rule fetch:
 
 # Whoever deletes the report's folder to have it made anew leaves a link to nothing, which Snakemake finds there and
 # cannot date.
-page = Path(f"results/{SCALE}/report.html")
-if page.is_symlink() and not page.exists():
-    page.unlink(missing_ok=True)
+PAGE = Path("results", NAME, "report.html")
+if PAGE.is_symlink() and not PAGE.exists():
+    PAGE.unlink(missing_ok=True)
 
 
 rule report:
     input:
-        records(EXPERIMENT.of("report"), settled=not SURVEY.unsettled),
+        records([EXPERIMENT.page], settled=not SURVEY.unsettled),
     output:
-        update(f"results/{SCALE}/report.html"),
+        update(str(PAGE)),
     log:
-        f"logs/{SCALE}/report.html.log",
-    localrule: True
-    conda:
-        ENVIRONMENT
-    shell:
-        "[ -L {output} ] || ln -sf report/report.html {output} 2> {log}"
-
-
-rule plan:
-    log:
-        f"logs/{SCALE}/plan.log",
+        f"logs/{NAME}/report.html.log",
     localrule: True
     conda:
         ENVIRONMENT
     params:
-        scale=SCALE,
+        page=f"{EXPERIMENT.page.folder.name}/report.html",
+    shell:
+        "[ -L {output} ] || ln -sf {params.page} {output} 2> {log}"
+
+
+rule plan:
+    log:
+        f"logs/{NAME}/plan.log",
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        scale=NAME,
     shell:
         "python -m pipeline plan --scale {params.scale} 2>&1 | tee {log}"

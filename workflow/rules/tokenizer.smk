@@ -5,9 +5,9 @@ rule tokenizer_job:
     input:
         inputs_of("tokenizer"),
     output:
-        update(f"results/{SCALE}/data/tokenizer/record.json"),
+        update("results/{scale}/data/tokenizer/record.json"),
     log:
-        f"logs/{SCALE}/data/tokenizer.log",
+        "logs/{scale}/data/tokenizer.log",
     localrule: EXPERIMENT.downloads("tokenizer")
     conda:
         ENVIRONMENT
@@ -15,7 +15,5 @@ rule tokenizer_job:
     resources:
         mem_mb=need("tokenizer", "mem_mb"),
         runtime=need("tokenizer", "runtime"),
-    params:
-        scale=SCALE,
     shell:
-        "python -m pipeline.stages.tokenizer --scale {params.scale}" " &>> {log}"
+        "python -m pipeline.stages.tokenizer --scale {wildcards.scale}" " &>> {log}"
