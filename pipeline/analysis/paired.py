@@ -79,12 +79,12 @@ def _taskloss(items: pd.DataFrame) -> pd.DataFrame:
 def _decode(samples: pd.DataFrame) -> pd.DataFrame:
     """Votes and chances of each question."""
     parts = []
-    for key, group in samples.groupby(ENTRY, sort=False):
+    for _, group in samples.groupby(ENTRY, sort=False):
         answers = group["answer"].where(group["answer"].notna(), None)
         rows = group[["item", "correct"]].assign(answer=answers).to_dict("records")
         for metric, of in question_values(rows).items():
-            part = pd.DataFrame({"item": list(of), "value": list(of.values())})
-            part[[*ENTRY, "metric"]] = [*key, metric]
+            asked = {name: group[name].iloc[0] for name in ENTRY}
+            part = pd.DataFrame({"item": list(of), "value": list(of.values()), "metric": metric} | asked)
             parts.append(part)
     return pd.concat(parts, ignore_index=True)
 

@@ -40,9 +40,11 @@ def default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def launch(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start `snakemake --config scale=smoke` in a process group of its own."""
-    command = [str(SNAKEMAKE), "--cores", "2", "--nocolor", *arguments, "--config", "scale=smoke"]
+def launch(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None, scale: str = "smoke"
+) -> subprocess.Popen[str]:
+    """Start `snakemake --config scale=...` in a process group of its own."""
+    command = [str(SNAKEMAKE), "--cores", "2", "--nocolor", *arguments, "--config", f"scale={scale}"]
     # The copy's own package, not the installed one, also for processes that start before Python sees the folder.
     environment = os.environ | PLANTED | {"PYTHONPATH": str(folder)} | (env or {})
     pipe = subprocess.PIPE
@@ -58,9 +60,11 @@ def launch(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> 
     )
 
 
-def snakemake(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `snakemake --config scale=smoke` to its end; all it says is in stdout."""
-    process = launch(folder, *arguments, env=env)
+def snakemake(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None, scale: str = "smoke"
+) -> subprocess.CompletedProcess[str]:
+    """Run `snakemake --config scale=...` to its end; all it says is in stdout."""
+    process = launch(folder, *arguments, env=env, scale=scale)
     said, _ = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, said, "")
 

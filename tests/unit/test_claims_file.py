@@ -1,6 +1,7 @@
 """The project's claims: their file, the stage that judges them, and the command that prints verdicts."""
 
 import json
+import shutil
 import sys
 from collections import Counter
 
@@ -98,6 +99,9 @@ def test_a_changed_claim_moves_the_verdicts_and_the_report_alone(tmp_path):
 
     text = (CONFIG / "claims.yaml").read_text()
     (tmp_path / "claims.yaml").write_text(text)
+    with pytest.raises(PipelineError, match=r"claims.yaml:\d+: claims.*'grpo-data' is not in .*studies.yaml"):
+        prints()
+    shutil.copy(CONFIG / "studies.yaml", tmp_path)
     before = prints()
     (tmp_path / "claims.yaml").write_text(text.replace("at: 1.905", "at: 1.9"))
     after = prints()

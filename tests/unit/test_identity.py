@@ -12,9 +12,11 @@ from pipeline.config.claims import Claims, load_claims
 from pipeline.config.points import Adopt
 from pipeline.config.recipes import Pretrain
 from pipeline.config.scales import Grid
+from pipeline.config.studies import Studies
 from pipeline.dag import checks, identity
 from pipeline.dag.dag import Dag
 from pipeline.dag.stages import STAGES
+from pipeline.dag.study import StudyDag
 from pipeline.data.registry import Sources
 from pipeline.data.sources import KINDS
 from pipeline.errors import PipelineError
@@ -59,6 +61,9 @@ SOURCES = {
     },
     "benchmarks": {"gsm8k": {"repo": "openai/gsm8k", "revision": COMMIT, "files": ["main/*"], "licence": "MIT"}},
 }
+STUDIES = Studies.model_validate(
+    {"studies": {"one": {"title": "two", "source": "here", "scales": {"all": "a", "words": "b"}, "points": ["*"]}}}
+)
 # In place of what is empty.
 ADOPT = Adopt.model_validate({"repo": "o/x", "revision": COMMIT})
 OTHER = ({}, [], 7, 2, True, "other", {"lr": 0.5}, ["other"], [20], {"other": DIGEST}, ADOPT)
@@ -113,6 +118,12 @@ def prints(grid: Grid, sources: Sources, scale: str, claims: Claims) -> set[str]
     return {json.dumps(dag.settings(job)) if STAGES[job.stage].analysis else dag.fingerprint(job) for job in dag.jobs}
 
 
+def study_prints(studies: Studies, dags: dict[str, Dag]) -> str:
+    """The identity of each study's own job."""
+    names = studies.studies
+    return json.dumps({name: (dag := StudyDag(name, studies, dags)).settings(dag.job("study")) for name in names})
+
+
 class Walk(NamedTuple):
     """Fields, as "Model.field", whose change moves no fingerprint, and those whose change does; all models met."""
 
@@ -148,6 +159,12 @@ def walk(only: type[BaseModel] | None = None) -> Walk:
                     continue  # not a value that this field can have
                 # Where jobs only come or go, none has another identity.
                 (still if after <= before or before <= after else moving).add(field)
+        dags = {scale: Dag(grid, sources, scale, asked) for scale in ("all", "words")}
+        before = study_prints(STUDIES, dags)
+        for model, name, new in changed(STUDIES):
+            models.add(model)
+            after = study_prints(new, dags)
+            (still if after == before else moving).add(f"{model.__name__}.{name}")
     return Walk(still - moving, moving, models)
 
 
@@ -181,4 +198,4 @@ def test_the_walk_sees_every_model_that_a_user_may_write(walked: Walk) -> None:
         model for model in below(Strict) if model.__module__.startswith("pipeline.") and model.__module__ != execution
     }
     leaves = {model for model in named if not any(other is not model and issubclass(other, model) for other in named)}
-    assert {model for model in leaves if model not in walked.models} <= {Grid, Sources}
+    assert {model for model in leaves if model not in walked.models} <= {Grid, Sources, Studies}

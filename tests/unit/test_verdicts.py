@@ -215,7 +215,8 @@ def test_exact_values_need_no_correction():
         ({"kind": "shape", "axis": "variant"}, BITS, "no series has 3 models before and after (variant)"),
         (RANK, BITS, "no line has 3 models along train_loss"),
         ({"kind": "optimum", "of": "minimum", "direction": "rises"}, BITS, "1 series with 3 or more models; an order"),
-        ({"kind": "across", "scales": ["math", "math-1t"]}, None, "needs scales math and math-1t side by side"),
+        ({"kind": "across", "study": "depth", "test": TREND}, BITS, "compares scales: snakemake --cores N --config"),
+        ({"kind": "between", "study": "depth", "direction": "rises"}, BITS, "compares scales"),
     ],
 )
 def test_what_a_table_cannot_answer_is_not_run_and_says_why(test, rows, reason):
