@@ -80,8 +80,9 @@ def _decode(samples: pd.DataFrame) -> pd.DataFrame:
     """Votes and chances of each question."""
     parts = []
     for _, group in samples.groupby(ENTRY, sort=False):
-        answers = group["answer"].where(group["answer"].notna(), None)
-        rows = group[["item", "correct"]].assign(answer=answers).to_dict("records")
+        rows = group[["item", "correct", "answer"]].to_dict("records")
+        for row in rows:  # pandas has NaN where there is no answer
+            row["answer"] = row["answer"] if isinstance(row["answer"], str) else None
         for metric, of in question_values(rows).items():
             asked = {name: group[name].iloc[0] for name in ENTRY}
             part = pd.DataFrame({"item": list(of), "value": list(of.values()), "metric": metric} | asked)

@@ -257,7 +257,7 @@ def test_the_number_of_tokens_is_compared_with_the_registrys(tmp_path, capsys, o
 def test_status_shows_what_the_records_of_data_warn_of(tmp_path, capsys):
     build(tmp_path, word_level(), texts=["the cat", "sat on the mat"], tokens=3)
     capsys.readouterr()
-    asked = argparse.Namespace(scale="smoke", watch=False, config=tmp_path / "grid.yaml", results=tmp_path / "results")
+    asked = argparse.Namespace(scale="smoke", watch=None, config=tmp_path / "grid.yaml", results=tmp_path / "results")
     assert status.run(asked) == 0
     assert "tokenize mine: warning: source 'mine' has " in capsys.readouterr().out
 

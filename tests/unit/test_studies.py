@@ -79,7 +79,7 @@ def test_a_study_that_cannot_be_says_where(tmp_path, change, message):
 
 def test_a_change_of_one_scale_moves_the_study(tmp_path):
     def of(title: str, **changes: Any) -> str:
-        dags = {"smoke": dag_of(), "mini": dag_of(**changes)}
+        dags = {"mini": Dag.load("mini", CONFIG / "grid.yaml"), "smoke": dag_of(**changes)}
         dag = StudyDag("one", Studies.model_validate({"studies": {"one": STUDY | {"title": title}}}), dags)
         return dag.fingerprint(dag.job("study"))
 
