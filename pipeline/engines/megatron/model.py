@@ -104,6 +104,7 @@ def build_model(point: Point, execution: Execution, device: torch.device, dtype:
     from megatron.core.models.gpt import GPTModel
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from pipeline.engines.megatron.fast import FastGPTModel, fits
     from pipeline.engines.megatron.modules import block_spec
 
     architecture, shape, recipe = point.architecture, point.shape, point.pretrain
@@ -134,9 +135,10 @@ def build_model(point: Point, execution: Execution, device: torch.device, dtype:
         batch_p2p_sync=execution.on_gpu,  # torch.cuda.synchronize() after they are sent; a CPU has nothing to wait for
         # The fused kernels, which need TransformerEngine or Apex, are all off by default, and stay off.
     )
-    model = GPTModel(
+    fast = fits(config, device)
+    model = (FastGPTModel if fast else GPTModel)(
         config,
-        block_spec(config),
+        block_spec(config, fast),
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         **architecture.megatron_model(shape),

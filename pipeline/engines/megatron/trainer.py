@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.dag.point import Point
+from pipeline.engines.megatron.fast import step_alone, trains_alone
 from pipeline.engines.megatron.model import BALANCES
 
 
@@ -77,10 +78,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group |= {"fused": True, "foreach": False}  # no option of Megatron's; 3 to 6 times faster on a CPU
         self.schedule = self._schedule()
+        self.alone = trains_alone(config, self.device)
         # The schedules of `get_forward_backward_func` find these two in the configuration. The second sums gradients:
         # those of norms and routers over tensor parallel ranks, and all over data parallel ranks.
         config.grad_scale_func = self.optimizer.scale_loss
         config.finalize_model_grads_func = finalize_model_grads
+        if self.alone:
+            config.finalize_model_grads_func = lambda *_, **__: None
+            self._zero_moments()
+            self.optimizer.prepare_grads()  # from now on the weights' gradients are views of the buffers
         self.model.train()
 
     def _schedule(self) -> Any:
@@ -155,10 +161,15 @@ class Trainer:
 
         lr = self.optimizer.param_groups[0]["lr"]
         self.model.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        if not self.alone:
+            self.optimizer.zero_grad()
         batches = self._batches(dataset, step * self.recipe.global_batch, self.micro_batches)
         losses = self._run(batches, self.micro_batches, forward_only=False)
-        _, grad_norm, _ = self.optimizer.step()
+        if self.alone:
+            optimizers = [wrapped.optimizer for wrapped in self.optimizer.chained_optimizers]
+            grad_norm = step_alone(self.model, optimizers, self.recipe.clip_grad)
+        else:
+            _, grad_norm, _ = self.optimizer.step()
         self.schedule.step(self.recipe.global_batch)
         # Every rank adds what it has: losses are on the last pipeline stage, on each of its tensor parallel ranks, and
         # router losses on the stage of their layer.
@@ -212,10 +223,7 @@ class Trainer:
 
         # The distributed optimizer of Megatron 0.16.1 can only load into a torch AdamW that has taken a step, and loses
         # the number of steps on the way. So it is given moments to load into, and the number afterwards.
-        for group, state in self._adam():
-            for shard in group["params"]:
-                state[shard] = {name: torch.zeros_like(shard) for name in ("exp_avg", "exp_avg_sq")}
-                state[shard]["step"] = torch.tensor(0.0, device=shard.device)
+        self._zero_moments()
         saved = dist_checkpointing.load(self._state(is_loading=True), str(folder))
         self.weights.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -223,6 +231,12 @@ class Trainer:
         for group, state in self._adam():
             for shard in group["params"]:
                 state[shard]["step"] = torch.tensor(float(group["step"]), device=shard.device)
+
+    def _zero_moments(self) -> None:
+        for group, state in self._adam():
+            for shard in group["params"]:
+                state[shard] = {name: torch.zeros_like(shard) for name in ("exp_avg", "exp_avg_sq")}
+                state[shard]["step"] = torch.tensor(0.0, device=shard.device)
 
     def _adam(self) -> Iterator[tuple[dict[str, Any], dict[Any, Any]]]:
         """Parameter groups of torch's optimizers inside Megatron's, each with the state of its optimizer."""
