@@ -18,7 +18,6 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from pipeline.engines.megatron.fast import FastMoELayer, FastRMSNorm, FastSelfAttention
 
 class GroupedExperts(MegatronModule):
     """SwiGLU experts of one rank, stacked: fc1 [E/ep, 2F, D] (rows of the gate, then of up), fc2 [E/ep, D, F].
@@ -105,18 +104,13 @@ class RMSNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel
 
 
-def block_spec(config: TransformerConfig, fast: bool) -> TransformerBlockSubmodules:
-    """Megatron's local specification of this rank's layers, with the modules above in place, or `fast`, those of
-    fast.py."""
+def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """Megatron's local specification of this rank's layers, with the modules above in place."""
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization=config.normalization)
-    norm = FastRMSNorm if fast else RMSNorm
-    block.layer_norm = norm
+    block.layer_norm = RMSNorm
     for layer in block.layer_specs:
         parts = layer.submodules
-        parts.input_layernorm = parts.pre_mlp_layernorm = norm
+        parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
         parts.self_attention.submodules.core_attention = FusedAttention
         parts.mlp.submodules.experts = ModuleSpec(module=GroupedExperts)
-        if fast:
-            parts.self_attention.module = FastSelfAttention
-            parts.mlp.module = FastMoELayer
     return block

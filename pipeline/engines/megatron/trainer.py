@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.dag.point import Point
-from pipeline.engines.megatron.fast import step_alone, trains_alone
+from pipeline.engines.megatron.alone import keep_freed_memory, step_alone, trains_alone
 from pipeline.engines.megatron.model import BALANCES
 
 
@@ -53,6 +53,8 @@ class Trainer:
         self.replicas, self.tp = replicas, parallel_state.get_tensor_model_parallel_world_size()
         self.micro_batches = recipe.global_batch // (recipe.micro_batch * replicas)
         self.device = next(model.parameters()).device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.weights = model  # its names are those of checkpoints
         wrapped = Float16Module(config, model) if config.bf16 else model  # its outputs are fp32
         # Gradients are summed in fp32 over micro-batches and ranks, since in bf16 what many micro-batches add would be
@@ -84,9 +86,9 @@ class Trainer:
         config.grad_scale_func = self.optimizer.scale_loss
         config.finalize_model_grads_func = finalize_model_grads
         if self.alone:
-            config.finalize_model_grads_func = lambda *_, **__: None
+            config.finalize_model_grads_func = lambda *_, **__: None  # there is nobody to sum with
             self._zero_moments()
-            self.optimizer.prepare_grads()  # from now on the weights' gradients are views of the buffers
+            self.optimizer.prepare_grads()  # from now on `grad` of a weight is its part of the buffer
         self.model.train()
 
     def _schedule(self) -> Any:
@@ -166,8 +168,7 @@ class Trainer:
         batches = self._batches(dataset, step * self.recipe.global_batch, self.micro_batches)
         losses = self._run(batches, self.micro_batches, forward_only=False)
         if self.alone:
-            optimizers = [wrapped.optimizer for wrapped in self.optimizer.chained_optimizers]
-            grad_norm = step_alone(self.model, optimizers, self.recipe.clip_grad)
+            grad_norm = step_alone(self.model, self._adam(), self.recipe.clip_grad)
         else:
             _, grad_norm, _ = self.optimizer.step()
         self.schedule.step(self.recipe.global_batch)
