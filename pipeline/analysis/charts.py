@@ -101,7 +101,8 @@ def _by_shots(merged: pd.DataFrame) -> Chart | None:
     asked = merged[(merged["variant"] == BASE) & (merged["stage"] == "benchmark")].dropna(subset=["shots"])
     shade, panels = shades(merged), []
     mains = {key.metric for key in primary(asked, "accuracy")}
-    for (task, metric, series), group in asked[asked["metric"].isin(mains)].groupby(["task", "metric", "series"]):
+    by = ["task", "metric", "hidden", "topk", "series"]
+    for (task, metric, _, _, series), group in asked[asked["metric"].isin(mains)].groupby(by):
         if group["shots"].nunique() < 2:
             continue
         lines = []
@@ -142,7 +143,9 @@ def _against_loss(merged: pd.DataFrame) -> Chart | None:
 def _grpo(merged: pd.DataFrame) -> Chart | None:
     if not (merged["variant"] == GRPO).any():
         return None
-    keys = primary(merged[merged["variant"] == GRPO], "accuracy") + primary(merged, "majority")
+    trained = merged[merged["variant"] == GRPO]
+    keys = primary(trained, "accuracy") + primary(trained, "majority")
+    merged = merged[merged["series"].isin(trained["series"])]
     row = [against(merged, key, TOTAL, (BASE, GRPO)) for key in keys]
     caption = f"Solid lines, filled markers: base models; dashed lines, open markers: after GRPO. {bars_note(merged)}"
     return make_chart("grpo", "Before and after GRPO", caption, [row])
@@ -160,9 +163,7 @@ def _self_consistency(merged: pd.DataFrame) -> Chart | None:
         for (experts, way), curve in group.sort_values("samples").groupby(["experts", "way"], sort=True):
             x, y, bars = (curve[name].astype(float).tolist() for name in ("samples", "value", "stderr"))
             dashed = way == "coverage"
-            lines.append(
-                Line("" if dashed else f"E={experts}", x, y, shade[experts], bars, dashed=dashed, facts=facts(curve))
-            )
+            lines.append(Line(f"E={experts}", x, y, shade[experts], bars, dashed=dashed, facts=facts(curve)))
         title = f"{entry}: {series}{' after GRPO' if variant == GRPO else ''}{items(group)}"
         panels.append(Panel(title, "samples per question", "fraction correct", lines, log_base=2, share=True))
     caption = "Solid: the majority vote is correct. Dashed: at least one sample is correct (coverage). Lighter lines: "

@@ -94,13 +94,14 @@ def frame(chart: Chart) -> pd.DataFrame:
 def draw(chart: Chart) -> Spec:
     """The chart as a Vega-Lite specification with its data inside."""
     lines = [line for row in chart.rows for panel in row for line in panel.lines]
-    colours = {line.label: line.colour for line in lines if line.label}
+    colours = {line.label: line.colour for line in lines}
     labels = sorted(colours, key=lambda label: [int(number) for number in re.findall(r"\d+", label)])
     longest = max((len(label) for label in labels), default=1)
     width = max(len(row) for row in chart.rows) * (WIDTH + 60)
     legend = {"columns": max(1, int(width / (40 + 6.5 * longest))), "symbolOpacity": 1}
     scale = {"domain": labels, "range": [colours[label] for label in labels]}
     colour = {"field": "line", "type": "nominal", "scale": scale, "legend": legend}
+    shape = _shape(lines, labels, legend)
     # Choosing lines in the legend shows those alone, in all panels. A selection belongs to marks, by their names.
     names: list[str] = []
     rows, limits = [], _limits([panel for row in chart.rows for panel in row], chart.share_y)
@@ -108,10 +109,19 @@ def draw(chart: Chart) -> Spec:
         drawn = []
         for panel in row:
             names.append(f"lines{len(names)}")
-            drawn.append(_panel(panel, names[-1], colour, colours, limits[len(names) - 1]))
+            drawn.append(_panel(panel, names[-1], colour, shape, limits[len(names) - 1]))
         rows.append({"hconcat": drawn})
     shown = {"name": SHOWN, "select": {"type": "point", "fields": ["line"]}, "bind": "legend", "views": names}
     return {"config": CONFIG, "params": [shown], "vconcat": rows}
+
+
+def _shape(lines: list[Line], labels: list[str], legend: Spec) -> Spec:
+    """How marks show their shape: in the legend too, where all lines of a label have the same one."""
+    shapes = {label: {SHAPES.get(line.marker, "") for line in lines if line.label == label} for label in labels}
+    if any(len(different) > 1 or different == {""} for different in shapes.values()):
+        return {"field": "shape", "type": "nominal", "scale": None}
+    scale = {"domain": labels, "range": [next(iter(shapes[label])) for label in labels]}
+    return {"field": "line", "type": "nominal", "scale": scale, "legend": legend}
 
 
 def _limits(panels: list[Panel], always: bool) -> list[tuple[float, float]]:
@@ -140,10 +150,9 @@ def _extent(panel: Panel) -> tuple[float, float]:
     return float(points.min().min()), float(points.max().max())
 
 
-def _points(line: Line, colours: dict[str, str] | None = None) -> pd.DataFrame:
+def _points(line: Line) -> pd.DataFrame:
     """A row for each point of a line, in its order."""
-    label = line.label or next((name for name, colour in (colours or {}).items() if colour == line.colour), "")
-    points = pd.DataFrame({"x": line.x, "y": line.y, "line": label, "colour": line.colour})
+    points = pd.DataFrame({"x": line.x, "y": line.y, "line": line.label, "colour": line.colour})
     points["order"] = range(len(points))
     points["dashed"] = line.dashed
     points["segment"] = line.segments or [0] * len(points)
@@ -157,10 +166,10 @@ def _points(line: Line, colours: dict[str, str] | None = None) -> pd.DataFrame:
     return pd.concat([points, said], axis=1)
 
 
-def _panel(panel: Panel, name: str, colour: Spec, colours: dict[str, str], limits: tuple[float, float]) -> Spec:
+def _panel(panel: Panel, name: str, colour: Spec, shape: Spec, limits: tuple[float, float]) -> Spec:
     """A panel: bands, lines (a mark of that name), error bars and points of one table of data."""
     # Lines of one label (seeds, a model before and after) are not joined.
-    parts = [_points(line, colours).assign(of=i) for i, line in enumerate(panel.lines)]
+    parts = [_points(line).assign(of=i) for i, line in enumerate(panel.lines)]
     data = pd.concat(parts, ignore_index=True)
     data["segment"] = data["of"].astype(str) + " " + data["segment"].astype(str)
     scale = {"domain": list(limits), "nice": False, "zero": False}
@@ -178,7 +187,7 @@ def _panel(panel: Panel, name: str, colour: Spec, colours: dict[str, str], limit
         ends = {"y": y | {"field": "low"}, "y2": {"field": "high"}}
         layers.append({"mark": {"type": "rule", "strokeWidth": 1}, "encoding": ends})
     if (data["shape"] != "").any():
-        layers += [_marks(data, y, hollow) for hollow in sorted(set(data["dashed"]))]
+        layers += [_marks(data, y, shape, hollow) for hollow in sorted(set(data["dashed"]))]
     return {
         **{"title": panel.title, "width": WIDTH, "height": HEIGHT, "layer": layers},
         "data": {"values": _compact(data)},
@@ -201,14 +210,14 @@ def _opacity(shown: float, hidden: float) -> Spec:
     return {"condition": {"param": SHOWN, "value": shown}, "value": hidden}
 
 
-def _marks(data: pd.DataFrame, y: Spec, hollow: bool) -> Spec:
+def _marks(data: pd.DataFrame, y: Spec, shape: Spec, hollow: bool) -> Spec:
     """The points of solid or of dashed lines: what is said of them under the pointer, and a link to their record."""
     said: list[Spec] = [{"field": "line", "type": "nominal"}]
     said += [{"field": name, "type": "quantitative", "format": ",.4~g"} for name in ("x", "y")]
     if "stderr" in data:
         said.append({"field": "stderr", "type": "quantitative", "title": "standard error", "format": ".2~g"})
     said += [{"field": name, "type": "nominal"} for name in ("model", "seeds", "n", "record") if name in data]
-    encoding: Spec = {"y": y | {"field": "y"}, "shape": {"field": "shape", "type": "nominal", "scale": None}}
+    encoding: Spec = {"y": y | {"field": "y"}, "shape": shape}
     encoding |= {"tooltip": said} | ({"href": {"field": "link"}} if "link" in data else {})
     return {
         "transform": [{"filter": f"datum.dashed == {str(hollow).lower()}"}],
@@ -223,6 +232,7 @@ def _x(panel: Panel, data: pd.DataFrame) -> Spec:
     if not panel.log_base:
         axis: Spec = {"title": panel.x_label, "tickCount": 5}
         axis |= {"tickMinStep": 1} if panel.x_label in ("step", SHOTS) else {}
+        axis |= {"format": "~s"} if panel.x_label == "step" else {}
         return x | {"axis": axis, "scale": {"zero": False, "nice": False, "padding": 8, "reverse": panel.reverse}}
     ticks = _ticks(sorted(data["x"].unique()), panel.log_base)
     names = {

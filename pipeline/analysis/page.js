@@ -20,9 +20,17 @@ function theme() {
   };
 }
 
+// A specification as it lies in the page: JSON, compressed by gzip, in base64.
+async function unpacked(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+// The first figure at once; each of the others when the browser has time for it, so that the page answers meanwhile.
 async function draw() {
   for (const holder of document.querySelectorAll("[data-spec]")) {
-    const spec = JSON.parse(document.getElementById(holder.dataset.spec).textContent);
+    if (holder.matches("main *")) await new Promise((resume) => setTimeout(resume));
+    const spec = await unpacked(holder.dataset.spec);
     const config = { ...spec.config };
     for (const [part, colours] of Object.entries(theme()))
       config[part] = typeof colours === "object" ? { ...config[part], ...colours } : colours;

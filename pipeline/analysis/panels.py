@@ -30,7 +30,7 @@ LINEAR = (LOSS, SHOTS)
 class Line:
     """One line of a panel; `bars` are standard errors (NaN: unknown), `band` the range over seeds.
 
-    Lines with the same label share an entry of the legend; a line without a label has none. `segments` numbers the
+    Lines with the same label share an entry of the legend. `segments` numbers the
     parts of a line that are drawn unconnected, because a model between them was not run. `facts` are what is said of
     each point ("model", "seeds", "record" ...); "link" is where it leads in the report.
     """
@@ -73,7 +73,7 @@ class Chart:
         """The figure in a sentence for those who cannot see it."""
         panels = [panel for row in self.rows for panel in row]
         titles = list(dict.fromkeys(f"{p.title}, {p.y_label} against {p.x_label}" for p in panels))
-        lines = list(dict.fromkeys(line.label for p in panels for line in p.lines if line.label))
+        lines = list(dict.fromkeys(line.label for p in panels for line in p.lines))
         return f"{self.title}. Panels: {'; '.join(titles)}. Lines: {', '.join(lines)}. The tables hold the numbers."
 
 
@@ -126,12 +126,11 @@ def against(
     order = {str(series): list(group["experts"].drop_duplicates()) for series, group in chosen.groupby("series")}
     for (series, variant), group in chosen.groupby(["series", "variant"], sort=True):
         colour, marker = looks[str(series)]
-        label = "" if variant == GRPO else str(series)
         band = (group["low"].tolist(), group["high"].tolist()) if group["seeds"].max() > 1 else None
         x, y, bars = (group[name].astype(float).tolist() for name in (column, "value", "stderr"))
         places = [order[str(series)].index(experts) for experts in group["experts"]]
         segments = [place - i for i, place in enumerate(places)]
-        lines.append(Line(label, x, y, colour, bars, band, marker, variant == GRPO, segments, facts(group)))
+        lines.append(Line(str(series), x, y, colour, bars, band, marker, variant == GRPO, segments, facts(group)))
     if not lines:
         return None
     share = family(key.stage, key.metric) in ("accuracy", "majority", "coverage")

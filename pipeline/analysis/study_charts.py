@@ -66,8 +66,7 @@ def _panel(merged: dict[str, pd.DataFrame], key: Key, x_label: str) -> Panel | N
                 {"model": f"{label}: {fact['model']}"} | {k: fact[k] for k in ("seeds", "n", "record") if k in fact}
                 for fact in facts(group)
             ]
-            shown = "" if variant == GRPO else label
-            lines.append(Line(shown, x, y, colour, bars, band, marker, variant == GRPO, facts=said))
+            lines.append(Line(label, x, y, colour, bars, band, marker, variant == GRPO, facts=said))
     if sum(bool(len(chosen)) for chosen in rows) < 2:
         return None
     share = family(key.stage, key.metric) == "accuracy"
