@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -172,16 +172,15 @@ class Terminal(logging.Handler):
                 self.say("\n".join([f"{now()} running:", *lines]))
 
     def lines(self) -> list[str]:
-        """How far the running jobs are; those that have not begun to work (in a cluster's queue) last."""
-        known: Sequence[tuple[Job, float]] = list(self.begun.values())
-        at_work = [(job, root) for job, _ in known if store.is_locked((root := self.root(job)) / "lock")]
-        lines = [f"  {running(job, root).line}" for job, root in at_work[:MOST]]
-        if rest := len(known) - len(lines):
-            lines.append(f"  {rest} more begun or queued" if lines else f"  {rest} begun or queued")
+        """How long the running jobs have run and how far they are; how many have not begun to work, as in a queue."""
+        begun, lines = list(self.begun.values()), list[str]()
+        for job, since in begun:
+            root = self.results / STATE / job.folder
+            if len(lines) < MOST and store.is_locked(root / "lock"):
+                lines.append(f"  {duration(time.monotonic() - since):>6}  {running(job, root).line}")
+        if rest := len(begun) - len(lines):
+            lines.append(f"  {rest}{' more' if lines else ''} begun or queued")
         return lines
-
-    def root(self, job: Job) -> Path:
-        return self.results / STATE / job.folder
 
     def close(self) -> None:
         """Snakemake ends."""

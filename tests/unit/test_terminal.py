@@ -122,7 +122,7 @@ def test_what_runs_is_shown_meanwhile(live: bool, tmp_path: Path, monkeypatch: p
         fcntl.flock(lock, fcntl.LOCK_EX)
         handler.handle(begin())
         handler.handle(begin(8, log=str(DAG.of("pretrain")[1].log)))
-        expected = f"  {JOB.label}: 250 of 1,000 tokens, 50/s, 15 s to go"
+        expected = f" s  {JOB.label}: 250 of 1,000 tokens, 50/s, 15 s to go"
         until = time.monotonic() + 30
         while expected not in stream.getvalue() or "1 more begun or queued" not in stream.getvalue():
             assert time.monotonic() < until, stream.getvalue()
