@@ -22,7 +22,10 @@ REPORT_S = 600.0  # the same where the lines stay: in a file, or under a schedul
 MOST = 10  # lines about what runs; a cluster may run a hundred jobs
 LAST_LINES = 20  # of a failed job's log
 DROPPED = {"workflow_started", "resources_info", "job_started", "progress", "rulegraph"}  # Snakemake's events
-NOISE = ("Building DAG", "Using shell", "Conda environments: ignored", "Select jobs to execute", "Reasons:")
+NOISE = (
+    *("Building DAG", "Using shell", "Conda environments: ignored", "Select jobs to execute", "Reasons:"),
+    "Cannot restore",  # the record of a failed job, of which there was none before
+)
 COMMAND = re.compile(r"^Command '.*?(python -m [^\n]*?)(?: *&>> [^\n]*)?' +(returned|died)", re.DOTALL | re.MULTILINE)
 STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
@@ -102,7 +105,7 @@ class Terminal(logging.Handler):
                 return None
             self.total = sum(count for rule, count in record.stats.items() if rule.endswith("_job"))
         said = str(self.plain.format(record))
-        if record.levelno <= logging.INFO and said.startswith(NOISE):
+        if record.levelno < logging.ERROR and said.startswith(NOISE):
             return None
         if shell := COMMAND.search(said):  # which job it was and how it ended, without what surrounds the command
             return f"{shell[1]}: {said[shell.start(2) :].strip()}"

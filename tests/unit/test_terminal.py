@@ -105,7 +105,8 @@ def test_all_else_is_said_as_snakemake_says_it() -> None:
         "Elapsed time: 1",
     ]
     assert said(record(None, "Select jobs to execute...")) == []
-    assert said(record(None, "Reasons: none", logging.WARNING)) == ["Reasons: none"]
+    assert said(record(None, "Cannot restore x: no backup found.", logging.WARNING)) == []
+    assert said(record(None, "Cannot restore", logging.ERROR)) == ["Cannot restore"]
 
 
 @pytest.mark.parametrize("live", [True, False])
