@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-INTERVAL_S = 1.0  # between two points of a curve; one step of a small model takes milliseconds
+INTERVAL_S = 0.2  # between two points of a curve: a step of a small model takes milliseconds, writing it 0.2 ms
+SHARE = 0.001  # of the time so far, likewise: long runs of short steps would fill the disk
 FLUSH_S = 10  # what TensorBoard may lag behind
 
 Values = Mapping[str, float | None]
@@ -29,7 +30,7 @@ class Curves:
         self.folder = folder
         self.writer: Any = None
         self.pending: tuple[int, str, Values] | None = None
-        self.due = time.monotonic()
+        self.begun = self.due = time.monotonic()
         if folder:
             self._attempt(lambda: self._open(first))
 
@@ -57,9 +58,9 @@ class Curves:
 
     def step(self, step: int, group: str, values: Values) -> None:
         """What was measured at a step: a point at most every `INTERVAL_S` seconds, and the last one in any case."""
-        self.pending = (step, group, values)
-        if time.monotonic() >= self.due:
-            self.due = time.monotonic() + INTERVAL_S
+        self.pending, now = (step, group, values), time.monotonic()
+        if now >= self.due:
+            self.due = now + max(INTERVAL_S, SHARE * (now - self.begun))
             self._write_pending()
 
     def write(self, step: int, group: str, values: Values) -> None:

@@ -11,15 +11,12 @@ from pipeline.runtime.curves import Curves
 from tests.helpers.curves import read_curves
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every look at the clock is 0.3 seconds after the one before."""
-    monkeypatch.setattr(module.time, "monotonic", itertools.count(0, 0.3).__next__)
-
-
-def test_a_point_a_second_and_the_last_ones(tmp_path: Path, clock: None) -> None:
+def test_points_at_intervals_that_grow_and_the_last_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock is 0.03 seconds after the one before."""
+    monkeypatch.setattr(module.time, "monotonic", itertools.count(0, 0.03).__next__)
+    monkeypatch.setattr(module, "SHARE", 0.1)
     with pytest.raises(ValueError, match="diverged"), Curves(tmp_path / "a/b", first=1) as curves:
-        for step in range(1, 13):
+        for step in range(1, 201):
             curves.step(step, "training", {"loss": step / 2, "kl": None})
             if step == 6:
                 curves.write(step, "validation", {"loss": 9.0})
@@ -27,7 +24,8 @@ def test_a_point_a_second_and_the_last_ones(tmp_path: Path, clock: None) -> None
     points = read_curves(tmp_path / "a/b")
     assert points["validation/loss"] == [(6, 9.0)] and set(points) == {"validation/loss", "training/loss"}
     steps = [step for step, _ in points["training/loss"]]
-    assert steps[0] == 1 and steps[-1] == 12 and 3 < len(steps) < 8
+    assert steps[:4] == [1, 8, 15, 22] and steps[-1] == 200
+    assert steps[-2] - steps[-3] > 10 and len(steps) < 50, "a tenth of the time so far"
     assert all(value == step / 2 for step, value in points["training/loss"])
 
 
