@@ -49,6 +49,7 @@ class Context:
         state: folder of this fingerprint's unfinished work; survives kills; on the file system of `out`.
         out: empty folder; what is in it when `run` returns is published.
         progress: call it with (done, total, unit) now and then; `python -m pipeline status` shows it.
+        events: folder for TensorBoard's event files, below the logs; no part of the artifact.
         timing: what `run` measured, for the record; it is not part of the artifact's content.
         screening: what `run` found by `Dag.screens`, for the record; it is not part of the artifact's content either.
     """
@@ -60,6 +61,7 @@ class Context:
     out: Path
     execution: Execution
     progress: Progress
+    events: Path
     records: dict[str, Record] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
     screening: dict[str, Any] = field(default_factory=dict)
@@ -192,7 +194,8 @@ def execute(
         started, begun = datetime.now(UTC), time.monotonic()
         _note(state_root, "begun", expected_fingerprint)
         print(f"[{job.label}] begun {started.isoformat(timespec='seconds')}", flush=True)
-        ctx = Context(job, dag, inputs, state, out, execution, Progress(state_root), records)
+        events = results.parent / job.log.with_suffix("")
+        ctx = Context(job, dag, inputs, state, out, execution, Progress(state_root), events, records)
         os.environ[JOB] = mark
         try:
             metrics = run(ctx)

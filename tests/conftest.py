@@ -97,6 +97,8 @@ def token_nll(reference: tuple[Any, Any]) -> Callable[[list[int]], list[float]]:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository in which `snakemake --config scale=smoke` has been run once; tests leave it so.
 
+    What it said is in logs/said.
+
     Its name is one that users have and that shells, Hydra and the like have to quote.
     """
     folder = tmp_path_factory.mktemp("repository") / "実験 (v2) it's"
@@ -104,6 +106,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_repository(folder)
     done = snakemake(folder)
     assert done.returncode == 0, done.stdout[-10000:]
+    (folder / "logs/said").write_text(done.stdout)
     return folder
 
 

@@ -25,6 +25,7 @@ from pipeline.engines.verl import outputs, trainer
 from pipeline.errors import PipelineError
 from pipeline.models.weights import refuse_nonfinite
 from pipeline.runner import Context, main
+from pipeline.runtime.curves import Curves
 from pipeline.tasks.prompts import prompt_ids, training_prompt
 
 ENDS = 5  # steps averaged at each end of the reward curve
@@ -117,6 +118,24 @@ def _mean_and_error(rewards: list[float]) -> tuple[float, float | None]:
     return fmean(rewards), error
 
 
+class Show:
+    """Shows verl's metrics by step while it trains, each step once: as progress, and as curves for TensorBoard."""
+
+    def __init__(self, ctx: Context, curves: Curves, accuracy: str) -> None:
+        self.ctx, self.curves, self.accuracy = ctx, curves, accuracy
+        self.shown = -1
+
+    def __call__(self, steps: dict[int, dict[str, Any]]) -> None:
+        for step, data in steps.items():
+            if step > self.shown:
+                self.curves.write(step, "training", {name: data.get(key) for name, key in COLUMNS.items()})
+                self.curves.write(step, "validation", {"accuracy": data.get(self.accuracy)})
+                self.shown = step
+        if steps:
+            assert self.ctx.scale.grpo is not None
+            self.ctx.progress(max(steps), self.ctx.scale.grpo.steps, "steps")
+
+
 def run(ctx: Context) -> dict[str, Any]:
     recipe = ctx.scale.grpo
     assert recipe is not None
@@ -135,20 +154,17 @@ def run(ctx: Context) -> dict[str, Any]:
             f"{items / 'train.parquet'}: {rows['train']} questions, fewer than grpo.prompts = {recipe.prompts}"
         )
 
-    done = outputs.resume_step(state)
+    done, accuracy = outputs.resume_step(state), f"val-core/{recipe.task}/acc/mean@1"
     if done < recipe.steps:
         launch = len(list(state.glob("metrics-*.log")))
         ctx.say(f"verl from step {done} to {recipe.steps}; log: {state / f'metrics-{launch:03}.log'}")
         settings = trainer.overrides(recipe, ctx.execution, checkpoint.resolve(), state, rows["train"])
         # The step that training continues from has been validated if that was due.
         settings.append(f"trainer.val_before_train={0 not in outputs.read_metrics(state)}")
-        trainer.train(
-            settings,
-            state,
-            state / f"metrics-{launch:03}.jsonl",
-            ctx.execution,
-            lambda step: ctx.progress(step, recipe.steps, "steps"),
-        )
+        with Curves(ctx.events, first=0) as curves:
+            show = Show(ctx, curves, accuracy)
+            show({step: data for step, data in outputs.read_metrics(state).items() if step <= done})
+            trainer.train(settings, state, state / f"metrics-{launch:03}.jsonl", ctx.execution, show)
 
     steps = outputs.read_metrics(state)
     training: list[dict[str, Any]] = [
@@ -157,7 +173,6 @@ def run(ctx: Context) -> dict[str, Any]:
     if [row["step"] for row in training] != list(range(1, recipe.steps + 1)):
         raise PipelineError(f"{state}: verl's logs lack steps; delete the folder to start this point's GRPO anew")
     worst = check_weights_reach_sampler(steps, recipe.max_probs_diff)
-    accuracy = f"val-core/{recipe.task}/acc/mean@1"
     validation = [
         {"step": n, "accuracy": data[accuracy], "n": rows["validation"]}
         for n, data in steps.items()

@@ -15,7 +15,7 @@ is finished, or past a step, can no longer keep it.
 
 Publishes `checkpoint/` (safetensors, one file per rank, weights only), `kept/step-<step>/` likewise, `metrics.parquet`
 (one row per step: step, loss, load_balance, z_loss, grad_norm, lr, tokens, flops) and `validation.parquet` (step,
-tokens, loss). Losses are nats per token.
+tokens, loss). Losses are nats per token. Meanwhile TensorBoard has the same as curves (pipeline/runtime/curves.py).
 """
 
 import json
@@ -28,7 +28,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from pipeline.data.results import KeptStep, PretrainMetrics, TokenizeMetrics
 from pipeline.errors import PipelineError, Stopped
 from pipeline.models.weights import refuse_nonfinite
 from pipeline.runner import Context, main
+from pipeline.runtime.curves import Curves
 from pipeline.runtime.execution import Execution, die_with_parent
 from pipeline.runtime.torchrun import STOP, torchrun
 
@@ -65,6 +66,7 @@ class Plan:
     eod_id: int
     state: Path
     out: Path
+    events: Path  # folder of TensorBoard's files
 
 
 PLAN = TypeAdapter(Plan)
@@ -80,7 +82,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if vocab_size > rows:
         raise PipelineError(f"model.vocab_size {rows} is below the tokenizer's {vocab_size}; raise it in the grid file")
     sources = {ctx.inputs[f"tokenize/{name}"]: share for name, share in ctx.scale.data.sources.items()}
-    plan = Plan(point, execution, sources, vocab_size, tokens.eod_id, ctx.state, ctx.out)
+    plan = Plan(point, execution, sources, vocab_size, tokens.eod_id, ctx.state, ctx.out, ctx.events)
     ctx.say(
         f"{point.total_params:,} parameters, {point.active_params:,} active; {point.tokens:,} tokens, "
         f"{point.tokens_per_param:.1f} per parameter; {point.tokens * point.flops_per_token:.3g} FLOPs"
@@ -108,7 +110,7 @@ def train(plan: Plan) -> None:
     from pipeline.engines.megatron.weights import save_weights
 
     point, recipe, execution = plan.point, plan.point.pretrain, plan.execution
-    with terminations() as asked_to_stop, megatron.session(execution) as device:
+    with terminations() as asked_to_stop, megatron.session(execution) as device, ExitStack() as opened:
         first = dist.get_rank() == 0
         dtype = getattr(torch, DTYPES[recipe.dtype])
         model = megatron.build_model(point, execution, device, dtype)
@@ -126,6 +128,7 @@ def train(plan: Plan) -> None:
         reported = begun = time.monotonic()
         speeds: list[float] = []
         progress = Progress(plan.state.parent)
+        curves = opened.enter_context(Curves(plan.events if first else None, start + 1))
         for step in range(start + 1, recipe.steps + 1):
             tick = time.perf_counter()
             asked = bool(asked_to_stop) or (first and (plan.state / STOP).exists())
@@ -135,8 +138,9 @@ def train(plan: Plan) -> None:
                 raise PipelineError(
                     f"{point.name}: loss {result.loss}, gradient norm {result.grad_norm} at step {step}: {WAY_OUT}"
                 )
-            done = {"step": step, "tokens": step * step_tokens}
-            rows.append(done | result.metrics() | {"flops": step * step_tokens * point.flops_per_token})
+            done, measured = {"step": step, "tokens": step * step_tokens}, result.metrics()
+            rows.append(done | measured | {"flops": step * step_tokens * point.flops_per_token})
+            curves.step(step, "training", measured | {"tokens_per_s": speeds[-1]})
             last = step == recipe.steps
             if step in keeping:
                 keep(plan, model, keeping[step])
@@ -146,10 +150,12 @@ def train(plan: Plan) -> None:
                     raise PipelineError(
                         f"{point.name}: validation loss {evaluations[-1]['loss']} at step {step}: {WAY_OUT}"
                     )
+                curves.write(step, "validation", {"loss": evaluations[-1]["loss"]})
             stop = result.stop and not last
             if step % execution.save_interval == 0 or last or stop:
                 if wrong := trainer.nonfinite():  # or it would replace a save that is good
                     raise PipelineError(f"{point.name}: NaN or infinity in '{wrong}' after step {step}: {WAY_OUT}")
+                curves.flush()
                 save(plan, trainer, step, rows, evaluations)
             if stop:
                 raise Stopped(f"{point.name}: stopped at step {step} and saved; the same command continues")

@@ -11,6 +11,7 @@ from pipeline.config import verl_keys
 from pipeline.dag.dag import Dag
 from pipeline.stages import grpo
 from tests.helpers.checkpoints import Lab
+from tests.helpers.curves import read_curves
 
 EXTRA: dict[str, verl_keys.Value] = {
     "actor_rollout_ref.actor.use_kl_loss": False,
@@ -48,6 +49,13 @@ def test_settings_beyond_the_recipe_change_what_verl_does(
     rows = post_training.rows("grpo", "training.parquet")
     assert [row["step"] for row in rows] == [1, 2]
     assert [row["kl"] for row in rows] == [None, None], "there is no KL term to be measured"
+
+    folder = post_training.results.parent / post_training.job("grpo").log.with_suffix("")
+    curves = read_curves(folder)
+    assert [step for step, _ in curves["training/reward"]] == [1, 2] and "training/kl" not in curves
+    assert [value for _, value in curves["training/reward"]] == pytest.approx([row["reward"] for row in rows])
+    accuracies = {row["step"]: row["accuracy"] for row in post_training.rows("grpo", "validation.parquet")}
+    assert dict(curves["validation/accuracy"]) == pytest.approx(accuracies)
 
     before, after = (load_file(post_training.folder(stage) / "model.safetensors") for stage in ("convert", "grpo"))
     change = max((after[name] - before[name]).abs().max().item() for name in before)

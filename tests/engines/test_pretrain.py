@@ -20,6 +20,7 @@ from pipeline.engines.megatron.weights import read_tensors
 from pipeline.errors import PipelineError
 from pipeline.runner import execute
 from pipeline.runtime.execution import Execution, prepare_environment
+from tests.helpers.curves import read_curves
 from tests.helpers.tokens import first_point, pretrain_job, toy_dag, upstream, write_tokens
 
 CPU = Execution(device="cpu", save_interval=5)
@@ -42,6 +43,21 @@ def pretrain(dag: Dag, results: Path, execution: Execution = CPU) -> Record:
 
 def read(dag: Dag, results: Path, name: str = "metrics") -> pd.DataFrame:
     return pd.read_parquet(results / pretrain_job(dag).folder / f"{name}.parquet")
+
+
+def assert_curves_agree(dag: Dag, results: Path) -> None:
+    """Each point that TensorBoard shows is that step's of the tables, no step is there twice, and the last one is."""
+    curves, rows = read_curves(results.parent / pretrain_job(dag).log.with_suffix("")), read(dag, results)
+    named = ["loss", "load_balance", "z_loss", "grad_norm", "lr"]
+    assert set(curves) == {*(f"training/{name}" for name in [*named, "tokens_per_s"]), "validation/loss"}
+    for name in named:
+        steps, values = zip(*curves[f"training/{name}"], strict=True)
+        assert list(steps) == sorted(set(steps)) and steps[-1] == rows["step"].iloc[-1]
+        assert values == pytest.approx(rows.set_index("step")[name][list(steps)].tolist(), rel=1e-6)
+    validation = read(dag, results, "validation")[["step", "loss"]]
+    assert curves["validation/loss"] == [
+        (step, pytest.approx(loss)) for step, loss in validation.itertuples(index=False)
+    ]
 
 
 def assert_same_result(dag: Dag, results: Path, other: Path) -> None:
@@ -77,6 +93,7 @@ def test_a_model_learns_and_its_record_agrees_with_its_tables(undisturbed: tuple
     assert list(validation["step"]) == [10, 20, 30, 40, 50, 60]
     assert record.metrics["validation_loss"] == validation["loss"].iloc[-1]
     assert abs(record.metrics["validation_loss"] - rows["loss"].iloc[-1]) < 0.5
+    assert_curves_agree(dag, results)
 
 
 def test_the_published_checkpoint_holds_the_weights_and_no_optimizer(undisturbed: tuple[Dag, Path, Record]) -> None:
@@ -112,6 +129,7 @@ def test_training_resumed_after_a_kill_equals_undisturbed_training(
     (work / "saving" / "common.pt").write_bytes(b"torn")
     pretrain(dag, results)
     assert "continuing after step" in capsys.readouterr().out
+    assert_curves_agree(dag, results)
     assert_same_result(dag, results, undisturbed[1])
 
 
@@ -167,7 +185,7 @@ def test_a_save_is_refused_under_another_layout(tmp_path: Path) -> None:
     dag = toy_dag(tmp_path / "config")
     (tmp_path / "step-000000005").mkdir()
     (tmp_path / "step-000000005" / "layout.json").write_text('{"tp": 1, "pp": 1, "ep": 2}')
-    plan = Plan(dag.points[first_point(dag)], CPU, {tmp_path: 1.0}, 64, 0, tmp_path, tmp_path)
+    plan = Plan(dag.points[first_point(dag)], CPU, {tmp_path: 1.0}, 64, 0, tmp_path, tmp_path, tmp_path)
     assert PLAN.validate_json(PLAN.dump_json(plan)) == plan  # how it travels to torchrun's processes
     with pytest.raises(PipelineError, match="step-000000005: saved with layout"):
         resume(plan, None)

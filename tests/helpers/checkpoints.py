@@ -134,6 +134,5 @@ class Lab:
         """What the stage's `run` would be given."""
         job = self.job(stage)
         inputs = {name: self.results / upstream.folder for name, upstream in self.dag.inputs(job).items()}
-        return Context(
-            job, self.dag, inputs, self.results / "state", self.results / "out", CPU, Progress(self.results / "state")
-        )
+        state, out = self.results / "state", self.results / "out"
+        return Context(job, self.dag, inputs, state, out, CPU, Progress(state), self.results / "logs")

@@ -83,7 +83,7 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def planned(folder: Path) -> set[str]:
     """Records (and the report page) that a dry run would make."""
-    done = snakemake(folder, "--dry-run")
+    done = snakemake(folder, "--dry-run", "--printshellcmds")  # with what Snakemake says of each job
     assert done.returncode == 0, done.stdout
     lines = [line.removesuffix(" (update)") for line in done.stdout.splitlines()]
     outputs = {line.split("output: ")[1] for line in lines if "output: " in line}

@@ -42,7 +42,7 @@ def test_a_killed_stage_is_mended_by_the_same_command(
     remove(copy, job)
     killing = {"KILL": f"{stage} {place} {signal}", "PYTHONPATH": f"{KILLER}:{copy}"}
     killed = snakemake(copy, f"results/{job.record}", *OFTEN, env=killing)
-    assert "Error in rule" in killed.stdout and killed.returncode != 0, (
+    assert f"{job.label}: FAILED after" in killed.stdout and killed.returncode != 0, (
         f"the stage was not killed:\n{killed.stdout[-3000:]}"
     )
     again = snakemake(copy, *OFTEN)

@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 TRACKER = "latest_checkpointed_iteration.txt"  # verl resumes from the step that this file names
 
 
-def _logged(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def logged(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(step, metrics) of each whole line of a log; a killed run may have left a part of a last one."""
     for line in path.read_text().splitlines():
         try:
@@ -26,7 +26,7 @@ def read_metrics(work: Path) -> dict[int, dict[str, Any]]:
     """verl's metrics by step, over all launches so far; of a step that was done twice, the later launch's count."""
     steps: dict[int, dict[str, Any]] = {}
     for path in sorted(work.glob("metrics-*.jsonl")):
-        steps |= dict(_logged(path))
+        steps |= dict(logged(path))
     return dict(sorted(steps.items()))
 
 

@@ -14,13 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 import pipeline
 from pipeline.config import verl_keys
 from pipeline.config.recipes import DTYPES, Grpo
-from pipeline.engines.verl.outputs import read_metrics
+from pipeline.engines.verl.outputs import logged
 from pipeline.errors import PipelineError
 from pipeline.runtime.execution import Execution, die_with_parent, end_processes, processes
 
@@ -34,6 +35,8 @@ NO_DUAL_CLIP = 1e9  # verl keeps the logarithm of the ratio within 20, so that n
 GRACE_S = 30  # verl's own end takes its workers first
 SLOW_START = "The current node timed out during startup"  # Ray's, after 30 seconds that no setting changes
 STARTS = 3
+
+Report = Callable[[dict[int, dict[str, Any]]], None]
 
 
 def overrides(recipe: Grpo, execution: Execution, checkpoint: Path, work: Path, train_rows: int) -> list[str]:
@@ -244,22 +247,20 @@ def last_error(log: Path) -> str:
     return "\n".join(tail[-ERROR_LINES:])
 
 
-def train(
-    settings: list[str], work: Path, metrics: Path, execution: Execution, progress: Callable[[int], None]
-) -> None:
+def train(settings: list[str], work: Path, metrics: Path, execution: Execution, report: Report) -> None:
     """Run verl's trainer to its end.
 
     Args:
         settings: `overrides`.
         metrics: file for one line of JSON per step (verl's `file` logger, which empties the file first).
-        progress: called with the number of steps done.
+        report: called with the metrics of each step so far of this launch, whenever verl has logged.
 
     Raises:
         PipelineError: verl failed; with the end of its log. Checkpoints so far stay in `work`.
     """
     log = metrics.with_suffix(".log")
     for _ in range(STARTS):
-        status = _launch(settings, work, metrics, execution, progress)
+        status = _launch(settings, work, metrics, execution, report)
         text = log.read_text(errors="replace")
         if status in (0, None) or SLOW_START not in text:
             break
@@ -279,9 +280,7 @@ def train(
     )
 
 
-def _launch(
-    settings: list[str], work: Path, metrics: Path, execution: Execution, progress: Callable[[int], None]
-) -> int | None:
+def _launch(settings: list[str], work: Path, metrics: Path, execution: Execution, report: Report) -> int | None:
     """One launch of verl; its exit status, or None if a worker was lost while it waited."""
     folder, log = run_folder(work), metrics.with_suffix(".log")
     end_run(folder)
@@ -300,12 +299,14 @@ def _launch(
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
-            watch, logged = Watch(folder), 0
+            watch, size = Watch(folder), 0
             while (status := child.poll()) is None and not watch.lost():
                 time.sleep(POLL_S)
-                if metrics.exists() and (size := metrics.stat().st_size) != logged:
-                    logged = size
-                    progress(max(read_metrics(work), default=0))
+                if metrics.exists() and (now := metrics.stat().st_size) != size:
+                    size = now
+                    report(dict(logged(metrics)))
+            if metrics.exists():  # the last step, logged just before the end
+                report(dict(logged(metrics)))
     finally:
         end_run(folder)
         signal.signal(signal.SIGTERM, before)
