@@ -59,6 +59,7 @@ class Terminal(logging.Handler):
             self.addFilter(each)
         self.stream: TextIO = plain.stream
         self.known = {str(job.log): job for job in jobs}
+        self.several = len({job.scale for job in self.known.values()}) > 1  # a study's
         self.begun: dict[int, tuple[Job, float]] = {}  # by Snakemake's number of the job, what runs and since when
         self.labels: dict[int, str] = {}
         self.done = self.total = 0
@@ -111,6 +112,10 @@ class Terminal(logging.Handler):
             return f"{shell[1]}: {said[shell.start(2) :].strip()}"
         return re.sub(r"\b[Jj]ob (\d+)\b", lambda job: self.named(job[0], int(job[1])), said).strip("\n")
 
+    def label(self, job: Job) -> str:
+        """A job's name, with its scale where there are several."""
+        return f"{job.scale} {job.label}" if self.several else job.label
+
     def named(self, said: str, number: int) -> str:
         """The number of a job, with what it is."""
         return f"{said} ({self.labels[number]})" if number in self.labels else said
@@ -118,22 +123,22 @@ class Terminal(logging.Handler):
     def begins(self, record: Any) -> str | None:
         """A job is begun, or submitted."""
         job = next((self.known[log] for log in record.log if log in self.known), None)
-        self.labels[record.jobid] = job.label if job else record.rule_name
+        self.labels[record.jobid] = self.label(job) if job else record.rule_name
         if job is None:  # a target, which is done when its jobs are
             return None
         if self.dry_run:
-            return job.label
+            return self.label(job)
         self.begun[record.jobid] = (job, time.monotonic())
         if not self.watcher.is_alive() and not self.ended.is_set():
             self.start()
-        return None if self.live else f"{now()} {job.label}: begun"
+        return None if self.live else f"{now()} {self.label(job)}: begun"
 
     def ends(self, number: int) -> str | None:
         if number not in self.begun:
             return None
         job, since = self.begun.pop(number)
         self.done += 1
-        return f"{now()} {job.label}: done in {duration(time.monotonic() - since)} ({self.done} of {self.total})"
+        return f"{now()} {self.label(job)}: done in {duration(time.monotonic() - since)} ({self.done} of {self.total})"
 
     def fails(self, record: Any) -> str:
         """The stage's own message is at the end of its log."""
