@@ -11,7 +11,7 @@ from pipeline.commands.config import generated, schemas
 from pipeline.config.layouts import LayoutFile
 from pipeline.config.plain_yaml import read_yaml
 from pipeline.config.reference import Reference
-from pipeline.config.scales import Grid
+from pipeline.config.scales import Grid, load_grid
 from pipeline.data.registry import Sources
 from tests.helpers.config import CONFIG
 from tests.unit.test_config import grid_file
@@ -70,7 +70,7 @@ def test_the_command_checks_every_scale_and_writes_what_is_generated(
 ) -> None:
     path = str(grid_file(tmp_path))
     assert config(monkeypatch, "--config", path) == 0
-    assert capsys.readouterr().out.startswith("14 scales, ")
+    assert capsys.readouterr().out.startswith(f"{len(load_grid(path).scales)} scales, ")
     assert not (tmp_path / "README.md").exists()
     assert config(monkeypatch, "--config", path, "--write") == 0
     for name, text in generated().items():

@@ -1,5 +1,7 @@
 """The report: one page that holds everything, from records made by the real runner to what a reader sees."""
 
+import base64
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -12,7 +14,7 @@ from pipeline.artifacts.store import read_record
 from pipeline.dag.dag import Dag
 from tests.helpers.synthetic import LOSSES_ONLY, PAIR, dag_of, in_two_ways, make
 
-DRAWN = ("loss", "grpo_reward")
+DRAWN = ("finding", "grpo_reward")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.images: list[dict[str, str | None]] = []
+        self.charts: list[dict[str, str | None]] = []
         self.links: set[str] = set()
         self.ids: set[str] = set()
         self.feed(text)
@@ -55,6 +58,8 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "img":
             self.images.append(attributes)
+        if attributes.get("class") == "chart":
+            self.charts.append(attributes)
         self.links |= {attributes["href"]} if "href" in attributes else set()
         self.ids |= {attributes["id"]} if "id" in attributes else set()
 
@@ -72,9 +77,15 @@ def test_page_is_well_formed_and_every_link_stays_within_it(page):
 
 def test_page_embeds_every_figure_with_an_alt_text(made, page):
     described = json.loads((made / "figures" / "figures.json").read_text())
-    images = Page(page).images
-    assert [image["alt"] for image in images] == [figure["alt"] for figure in described] and len(images) == 2
-    assert all(str(image["src"]).startswith("data:image/svg+xml;base64,") for image in images)
+    parsed = Page(page)
+    assert [chart["aria-label"] for chart in parsed.charts] == [figure["alt"] for figure in described]
+    assert len(described) == 2
+    for figure in described:
+        (packed,) = re.findall(rf'<script type="text/plain" id="spec-{figure["name"]}">([\w+/=]+)</script>', page)
+        assert gzip.decompress(base64.b64decode(packed)) == (made / "figures" / f"{figure['name']}.json").read_bytes()
+    # Only the first screen's has its picture too.
+    assert [image["alt"] for image in parsed.images] == [f["alt"] for f in described if f["name"] == "finding"]
+    assert all(str(image["src"]).startswith("data:image/svg+xml;base64,") for image in parsed.images)
 
 
 def test_page_shows_every_cell_of_the_wide_table_and_every_record(made, dag, page):
