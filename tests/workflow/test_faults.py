@@ -98,6 +98,7 @@ def kill_worker(process: subprocess.Popen[str], title: str) -> None:
     raise AssertionError(f"no process '{title}': {process.stdout and process.stdout.read()}")
 
 
+@pytest.mark.slow
 def test_a_killed_ray_worker_ends_grpo_with_a_message_and_the_next_run_mends_it(copy: Path, dag: Dag) -> None:
     before, job = contents(copy, dag), dag.of("grpo")[0]
     remove(copy, job)
