@@ -104,11 +104,13 @@ def build_model(point: Point, execution: Execution, device: torch.device, dtype:
     from megatron.core.models.gpt import GPTModel
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from pipeline.engines.megatron.fast import FastGPTModel, fast_spec, fits
     from pipeline.engines.megatron.modules import block_spec
 
     architecture, shape, recipe = point.architecture, point.shape, point.pretrain
     values = architecture.megatron_config(shape)
     values["activation_func"] = getattr(F, values["activation_func"])
+    arguments = architecture.megatron_model(shape)
     config = TransformerConfig(
         **values,
         hidden_dropout=0.0,
@@ -134,12 +136,15 @@ def build_model(point: Point, execution: Execution, device: torch.device, dtype:
         batch_p2p_sync=execution.on_gpu,  # torch.cuda.synchronize() after they are sent; a CPU has nothing to wait for
         # The fused kernels, which need TransformerEngine or Apex, are all off by default, and stay off.
     )
-    model = GPTModel(
+    model_class, spec = GPTModel, block_spec
+    if fits(values | arguments, config, device):
+        model_class, spec = FastGPTModel, fast_spec
+    model = model_class(
         config,
-        block_spec(config),
+        spec(config),
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
-        **architecture.megatron_model(shape),
+        **arguments,
     ).to(device)
     initialise(model, point)
     return model

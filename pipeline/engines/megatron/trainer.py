@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.dag.point import Point
+from pipeline.engines.megatron.alone import keep_freed_memory, step_alone, trains_alone
 from pipeline.engines.megatron.model import BALANCES
 
 
@@ -52,6 +53,8 @@ class Trainer:
         self.replicas, self.tp = replicas, parallel_state.get_tensor_model_parallel_world_size()
         self.micro_batches = recipe.global_batch // (recipe.micro_batch * replicas)
         self.device = next(model.parameters()).device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.weights = model  # its names are those of checkpoints
         wrapped = Float16Module(config, model) if config.bf16 else model  # its outputs are fp32
         # Gradients are summed in fp32 over micro-batches and ranks, since in bf16 what many micro-batches add would be
@@ -77,10 +80,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group |= {"fused": True, "foreach": False}  # no option of Megatron's; 3 to 6 times faster on a CPU
         self.schedule = self._schedule()
+        self.alone = trains_alone(config, self.device)
         # The schedules of `get_forward_backward_func` find these two in the configuration. The second sums gradients:
         # those of norms and routers over tensor parallel ranks, and all over data parallel ranks.
         config.grad_scale_func = self.optimizer.scale_loss
         config.finalize_model_grads_func = finalize_model_grads
+        if self.alone:
+            config.finalize_model_grads_func = lambda *_, **__: None  # there is nobody to sum with
+            self._zero_moments()
+            self.optimizer.prepare_grads()  # from now on `grad` of a weight is its part of the buffer
         self.model.train()
 
     def _schedule(self) -> Any:
@@ -155,10 +163,14 @@ class Trainer:
 
         lr = self.optimizer.param_groups[0]["lr"]
         self.model.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        if not self.alone:
+            self.optimizer.zero_grad()
         batches = self._batches(dataset, step * self.recipe.global_batch, self.micro_batches)
         losses = self._run(batches, self.micro_batches, forward_only=False)
-        _, grad_norm, _ = self.optimizer.step()
+        if self.alone:
+            grad_norm = step_alone(self.model, self._adam(), self.recipe.clip_grad)
+        else:
+            _, grad_norm, _ = self.optimizer.step()
         self.schedule.step(self.recipe.global_batch)
         # Every rank adds what it has: losses are on the last pipeline stage, on each of its tensor parallel ranks, and
         # router losses on the stage of their layer.
@@ -212,10 +224,7 @@ class Trainer:
 
         # The distributed optimizer of Megatron 0.16.1 can only load into a torch AdamW that has taken a step, and loses
         # the number of steps on the way. So it is given moments to load into, and the number afterwards.
-        for group, state in self._adam():
-            for shard in group["params"]:
-                state[shard] = {name: torch.zeros_like(shard) for name in ("exp_avg", "exp_avg_sq")}
-                state[shard]["step"] = torch.tensor(0.0, device=shard.device)
+        self._zero_moments()
         saved = dist_checkpointing.load(self._state(is_loading=True), str(folder))
         self.weights.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -223,6 +232,12 @@ class Trainer:
         for group, state in self._adam():
             for shard in group["params"]:
                 state[shard]["step"] = torch.tensor(float(group["step"]), device=shard.device)
+
+    def _zero_moments(self) -> None:
+        for group, state in self._adam():
+            for shard in group["params"]:
+                state[shard] = {name: torch.zeros_like(shard) for name in ("exp_avg", "exp_avg_sq")}
+                state[shard]["step"] = torch.tensor(0.0, device=shard.device)
 
     def _adam(self) -> Iterator[tuple[dict[str, Any], dict[Any, Any]]]:
         """Parameter groups of torch's optimizers inside Megatron's, each with the state of its optimizer."""
