@@ -293,18 +293,19 @@ class FastMoELayer(MoELayer):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """y = -log softmax(x)_label of each row of x [T, V], so that d_x = d_y (softmax(x) - onehot(label))."""
+    """y = m - x_label of each row of x [T, V], with m = log sum exp(x): d_x = d_y (softmax(x) - onehot(label))."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logs = x.log_softmax(1)
-        ctx.save_for_backward(logs, labels)
-        return logs.gather(1, labels.unsqueeze(1)).neg_().squeeze(1)
+        p = x.softmax(1)
+        m = x.amax(1) - p.amax(1).log_()  # [T], as the largest p is exp(largest x - m)
+        ctx.save_for_backward(p, labels)
+        return m - x.gather(1, labels.unsqueeze(1)).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, d_y: torch.Tensor) -> tuple[torch.Tensor, None]:
-        logs, labels = ctx.saved_tensors
-        d_x = logs.exp_().mul_(d_y.unsqueeze(1))  # in the memory of what was kept
+        p, labels = ctx.saved_tensors
+        d_x = p.mul_(d_y.unsqueeze(1))  # in the memory of what was kept
         return d_x.scatter_add_(1, labels.unsqueeze(1), d_y.neg().unsqueeze(1)), None
 
 
