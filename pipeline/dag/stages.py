@@ -123,7 +123,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=8, rate=13.9e6),
     ),
     "pretrain": Stage(
-        version=2,
+        version=3,
         unit=("point",),
         jobs=upstream.each_trained_point,
         inputs=upstream.pretrain_inputs,
