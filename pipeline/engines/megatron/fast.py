@@ -10,6 +10,7 @@ of `modules.py`. Numbers differ from Megatron's by rounding only, and weights ha
 The letters of shapes are those of `models/shape.py`. In derivations, d_y is the gradient of the loss by y.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,8 +63,14 @@ def fast_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
         parts = layer.submodules
         parts.input_layernorm = parts.pre_mlp_layernorm = FastRMSNorm
         parts.self_attention.module = FastSelfAttention
+        parts.self_attn_bda = parts.mlp_bda = add
         parts.mlp = FastMoELayer
     return block
+
+
+def add(*_: Any) -> Callable[..., torch.Tensor]:
+    """What adds a part's output to the residual stream: "bias, dropout, add" without the first two."""
+    return lambda output, residual, _: residual + output[0]
 
 
 def accumulate(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
