@@ -137,7 +137,7 @@ STAGES: dict[str, Stage] = {
         # Minutes are what queues allow: training goes on after its time is up (Slurm: by itself; PBS: by `retries`).
         # Memory: the weights, and their fp32 copy and two moments while a save passes through.
         request=Request(minutes=1440, bytes_per_parameter=18),
-        on_cpu=OnCpu(start_s=8, rate=1.15e10),
+        on_cpu=OnCpu(start_s=8, rate=1.9e10),
         priority=30,
     ),
     "convert": Stage(
