@@ -188,7 +188,16 @@ def figures_inputs(dag: "Dag", job: "Job") -> Inputs:
 
 
 def report_inputs(dag: "Dag", job: "Job") -> Inputs:
-    return {"table": dag.job("table"), "claims": dag.job("claims"), "figures": dag.job("figures")}
+    """The analysis; and the records of tokenisation, which count the tokens of each source, where models are trained."""
+    analysis = {"table": dag.job("table"), "claims": dag.job("claims"), "figures": dag.job("figures")}
+    trained = any(not point.adopt for point in dag.points.values())
+    return analysis | (
+        {f"tokenize/{name}": dag.job("tokenize", source=name) for name in dag.datasets} if trained else {}
+    )
+
+
+def report_settings(dag: "Dag", job: "Job") -> dict[str, Any]:
+    return {"title": dag.scale.title, "sources": dict(dag.scale.data.sources)}
 
 
 def claims_inputs(dag: "Dag", job: "Job") -> Inputs:
