@@ -151,13 +151,14 @@ def _against_loss(merged: pd.DataFrame) -> Chart | None:
 def _fitted(checkpoints: pd.DataFrame, colours: dict[Any, str]) -> list[Line]:
     """The curve of each sparsity with enough checkpoints, within the losses that it was fitted to."""
     lines = []
-    for density, group in checkpoints.groupby("density", sort=True):
+    for density, colour in colours.items():
+        group = checkpoints[checkpoints["density"] == density]
         model = group["series"] + " " + group["experts"].astype(str)
         if fit := error_law(group["loss"], 1 - group["value"], model):
             x = np.linspace(*fit.losses, 20).tolist()
             said = [fit.facts] + [{}] * (len(x) - 1)
             label = f"sparsity {1 - density:.3f}"
-            lines.append(Line(label, x, fit.at(x).tolist(), colours[density], dashed=True, facts=said))
+            lines.append(Line(label, x, fit.at(x).tolist(), colour, dashed=True, facts=said))
     return lines
 
 

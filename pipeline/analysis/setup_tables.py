@@ -19,12 +19,12 @@ def corpora(
 ) -> pd.DataFrame:
     """A line for each source of the blend, as text: what it is, its tokens, its share, what a model reads of it.
 
-    Columns: source, from, licence, tokens (for training: as its record counts, or else by the registry, less what is
-    held out), share (of the blend, in per cent); for each number of training tokens of the points, the tokens that
+    Columns: source, from, licence, tokens (for training: by the registry, less what is held out, or as its
+    record counts), share (of the blend, in per cent); for each number of training tokens of the points, the tokens that
     are read of the source, and epochs (those over its own; empty where the latter are not known). The last line sums.
 
     Args:
-        counted: source -> training tokens, where it was tokenised here.
+        counted: source -> training tokens, of those that the registry does not count.
     """
     budgets = sorted({point.tokens for point in points})
     whole, lines = sum(data.sources.values()), []
@@ -33,7 +33,7 @@ def corpora(
     for name, weight in data.sources.items():
         source, share = sources[name], weight / whole
         registered = getattr(source, "tokens", None)
-        tokens = counted.get(name) or (registered and round(registered * (1 - data.validation)))
+        tokens = round(registered * (1 - data.validation)) if registered else counted.get(name)
         known = known and bool(tokens)
         totals["tokens"] += tokens or 0
         line = {"source": name, "from": _origin(source), "licence": source.licence}

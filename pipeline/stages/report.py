@@ -2,9 +2,9 @@
 
     python -m pipeline.stages.report --scale mini
 
-Reads the table, claims and figures artifacts, and the records of tokenisation. Writes `report.html`, which needs nothing
-else and opens without a network, and as CSV and Markdown its tables of the setting: `corpora` (the paper's Tables 1
-and 2) and `models`.
+Reads the table, claims and figures artifacts, and the records of tokenisation where the registry does not say how many
+tokens a source has. Writes `report.html`, which needs nothing else and opens without a network, and as CSV and Markdown
+its tables of the setting: `corpora` (the paper's Tables 1 and 2) and `models`.
 """
 
 from typing import Any

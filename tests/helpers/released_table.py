@@ -120,7 +120,7 @@ def report_of(
         path.mkdir(parents=True)
     results.to_parquet(table / "results.parquet", index=False)
     curves_of(results).to_parquet(table / "curves.parquet", index=False)
-    listed = tables.provenance(record(dag, job, {}) for job in dag.inputs(dag.job("table")).values())
+    listed = tables.provenance(record(dag, job, {"warnings": []}) for job in dag.inputs(dag.job("table")).values())
     (table / "records.json").write_text(json.dumps(listed))
     said = verdicts.as_json(dag.claims, verdicts.verdicts(dag.claims, results, dag.name))
     (judged / "claims.json").write_text(json.dumps(said))
