@@ -3,9 +3,13 @@
 Numbers are those of the tables. `panels.py` says what a figure consists of, `drawing.py` makes pictures of them.
 """
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 
 from pipeline.analysis.finding import finding
+from pipeline.analysis.fits import FORM, error_law
 from pipeline.analysis.metrics import AT, MEMORISATION, REASONING, Key, family, kind, primary, words
 from pipeline.analysis.panels import (
     ACTIVE as ACTIVE,  # an axis for figures of your own
@@ -131,13 +135,32 @@ def _against_loss(merged: pd.DataFrame) -> Chart | None:
             density, y = float(run["density"].iloc[0]), 1 - run["value"] if error else run["value"]
             x, bars, colour = run["loss"].tolist(), run["stderr"].astype(float).tolist(), colours[density]
             lines.append(Line(f"sparsity {1 - density:.3f}", x, y.tolist(), colour, bars, marker="o"))
+        if error:
+            lines += _fitted(joined, colours)
         label = f"error (1 - {words(key.metric)})" if error else words(key.metric)
         return Panel(f"{key.entry}{items(chosen)}", words("train_loss"), label, lines, None, error) if lines else None
 
     rows = [[panel(key) for key in primary(merged, measured)] for measured in ("accuracy", "loss")]
     caption = "Base models and their intermediate checkpoints; each line is the training of one model, from right to "
-    caption += f"left, and its colour the sparsity 1 - k/E. {bars_note(merged)}"
+    caption += (
+        f"left, and its colour the sparsity 1 - k/E. Dashed: {FORM} (arXiv 2403.08540), fitted to all checkpoints "
+    )
+    caption += f"of a sparsity where they are enough; the figure's CSV has the coefficients. {bars_note(merged)}"
     return make_chart("error_against_loss", "Error against training loss", caption, rows)
+
+
+def _fitted(checkpoints: pd.DataFrame, colours: dict[Any, str]) -> list[Line]:
+    """The curve of each sparsity with enough checkpoints, within the losses that it was fitted to."""
+    lines = []
+    for density, colour in colours.items():
+        group = checkpoints[checkpoints["density"] == density]
+        model = group["series"] + " " + group["experts"].astype(str)
+        if fit := error_law(group["loss"], 1 - group["value"], model):
+            x = np.linspace(*fit.losses, 20).tolist()
+            said = [fit.facts] + [{}] * (len(x) - 1)
+            label = f"sparsity {1 - density:.3f}"
+            lines.append(Line(label, x, fit.at(x).tolist(), colour, dashed=True, facts=said))
+    return lines
 
 
 def _grpo(merged: pd.DataFrame) -> Chart | None:

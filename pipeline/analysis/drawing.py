@@ -24,6 +24,9 @@ Spec = dict[str, Any]  # (a part of) a Vega-Lite specification, as its JSON has 
 SHOWN = "shown"  # the parameter that holds which lines the legend shows
 WIDTH, HEIGHT = 230, 185  # of a panel, in pixels
 MOST_TICKS = 8
+# The columns of a figure's data that its specification holds; its CSV has all.
+USED = {"x", "y", "line", "order", "dashed", "segment", "shape", "stderr", "low", "high", "band_low", "band_high"}
+USED |= {"model", "seeds", "n", "record", "link"}
 FLAT = 0.25  # of a panel's height: less than that, and nothing can be seen in it
 CONFIG: Spec = {
     "background": "transparent",
@@ -197,7 +200,7 @@ def _panel(panel: Panel, name: str, colour: Spec, shape: Spec, limits: tuple[flo
 
 def _compact(data: pd.DataFrame) -> list[Spec]:
     """The rows as a specification holds them: what a mark uses, in the digits that can be seen or asked for."""
-    data = data.drop(columns=["colour", "of"]).assign(segment=pd.factorize(data["segment"])[0])
+    data = data[[name for name in data if name in USED]].assign(segment=pd.factorize(data["segment"])[0])
     rows: list[Spec] = json.loads(data.to_json(orient="records", double_precision=12))
     return [
         {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
@@ -220,7 +223,7 @@ def _marks(data: pd.DataFrame, y: Spec, shape: Spec, hollow: bool) -> Spec:
     encoding: Spec = {"y": y | {"field": "y"}, "shape": shape}
     encoding |= {"tooltip": said} | ({"href": {"field": "link"}} if "link" in data else {})
     return {
-        "transform": [{"filter": f"datum.dashed == {str(hollow).lower()}"}],
+        "transform": [{"filter": f"datum.dashed == {str(hollow).lower()} && datum.shape != ''"}],
         "mark": {"type": "point", "size": 42, "filled": not hollow, "strokeWidth": 1.5},
         "encoding": encoding,
     }

@@ -17,7 +17,8 @@ import pandas as pd
 import vl_convert
 from markupsafe import Markup
 
-from pipeline.analysis import claims, tables, verdicts
+from pipeline.analysis import claims, setup_tables, tables, verdicts
+from pipeline.analysis.absent import absent
 from pipeline.analysis.answer import answer
 from pipeline.analysis.metrics import Key, words
 from pipeline.dag.point import Point, short
@@ -34,13 +35,22 @@ FORMULAS = [  # as pipeline/dag/point.py computes them, after those that the arc
 FINDING = "finding"  # the figure of the first screen
 
 
-def render(title: str, scale: str, points: Iterable[Point], table: Path, figures: Path, judged: Path) -> str:
+def render(
+    title: str,
+    scale: str,
+    points: Iterable[Point],
+    table: Path,
+    figures: Path,
+    judged: Path,
+    corpora: pd.DataFrame | None = None,
+) -> str:
     """The page's text. Nothing in it points outside the page: figures are embedded, records are named by path.
 
     Args:
         table: folder of the table artifact.
         figures: folder of the figures artifact.
         judged: folder of the claims artifact.
+        corpora: what the models read (`setup_tables.corpora`).
     """
     results = pd.read_parquet(table / "results.parquet")
     records = json.loads((table / "records.json").read_text())
@@ -61,9 +71,11 @@ def render(title: str, scale: str, points: Iterable[Point], table: Path, figures
         cautions=claims.cautions(results, topics) + _kept(records),
         topics=topics,
         figures=[figure for figure in drawn if figure["name"] != FINDING],
+        absent=absent(results, [figure["name"] for figure in drawn]),
+        corpora=None if corpora is None else corpora.to_dict("records"),
         wide=_wide(results),
         formulas=[(formula.name, formula.line) for formula in stated] + FORMULAS,
-        grid=[_derived(point) for point in points],
+        grid=setup_tables.models(points).to_dict("records"),
         stages=_stages(records),
         versions=_versions(records),
         machines=_distinct(f"{r['hardware']} · {r['execution']}" for r in map(_readable, records)),
@@ -175,25 +187,6 @@ def _wide(results: pd.DataFrame) -> dict[str, Any]:
     ]
     notes = {heading: "n = " + "/".join(map(str, sorted(items))) for heading, items in counts.items()}
     return {"headings": [(heading, notes.get(heading, "")) for heading in frame.columns], "lines": lines}
-
-
-def _derived(point: Point) -> dict[str, str]:
-    return {
-        "point": point.name,
-        "series": point.series,
-        "hidden": str(point.hidden),
-        "E": str(point.experts),
-        "k": str(point.topk),
-        "seed": str(point.seed),
-        "layers": str(point.model.layers),
-        "ffn": str(point.ffn),
-        "total": f"{point.total_params:,}",
-        "active": f"{point.active_params:,}",
-        "density": f"{point.density:.4g}",
-        "tokens": f"{point.tokens:,}",
-        "tokens/param": f"{point.tokens_per_param:.4g}",
-        "FLOPs": f"{point.flops_per_token * point.tokens:.3g}",
-    }
 
 
 def _stages(records: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -230,7 +230,7 @@ STAGES: dict[str, Stage] = {
         unit=(),
         jobs=upstream.one_job,
         inputs=upstream.report_inputs,
-        settings=upstream.title,
+        settings=upstream.report_settings,
         analysis=True,
         request=Request(minutes=30, base_mb=1000),
         on_cpu=OnCpu(start_s=3),

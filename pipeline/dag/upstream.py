@@ -189,7 +189,15 @@ def figures_inputs(dag: "Dag", job: "Job") -> Inputs:
 
 
 def report_inputs(dag: "Dag", job: "Job") -> Inputs:
-    return {"table": dag.job("table"), "claims": dag.job("claims"), "figures": dag.job("figures")}
+    """The analysis; and where models are trained, the tokens of the sources whose number the registry lacks."""
+    analysis = {"table": dag.job("table"), "claims": dag.job("claims"), "figures": dag.job("figures")}
+    trained = any(not point.adopt for point in dag.points.values())
+    uncounted = [name for name, source in dag.datasets.items() if getattr(source, "tokens", None) is None]
+    return analysis | {f"tokenize/{name}": dag.job("tokenize", source=name) for name in uncounted if trained}
+
+
+def report_settings(dag: "Dag", job: "Job") -> dict[str, Any]:
+    return {"title": dag.scale.title, "sources": dict(dag.scale.data.sources)}
 
 
 def claims_inputs(dag: "Dag", job: "Job") -> Inputs:
