@@ -216,7 +216,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=3),
     ),
     "figures": Stage(
-        version=3,
+        version=4,
         unit=(),
         jobs=upstream.one_job,
         inputs=upstream.figures_inputs,
@@ -226,7 +226,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=6),
     ),
     "report": Stage(
-        version=4,
+        version=5,
         unit=(),
         jobs=upstream.one_job,
         inputs=upstream.report_inputs,

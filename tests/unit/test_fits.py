@@ -8,7 +8,7 @@ from pipeline.analysis.fits import LEAST_POINTS, Fit, error_law
 
 
 def checkpoints(models: int, each: int, noise: float, seed: int = 0) -> pd.DataFrame:
-    """error = 0.95 - 0.25 exp(-3 (loss - 2)), with noise that the checkpoints of a model share and noise of their own."""
+    """error = 0.95 - 0.25 exp(-3 (loss - 2)), with noise that a model's checkpoints share and noise of their own."""
     rng = np.random.default_rng(seed)
     rows = []
     for model in range(models):
@@ -38,10 +38,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         assert fit is not None
         _, low, high = fit.coefficients["a"]
         held += low <= 0.95 <= high
-    assert 46 <= held  # a bootstrap over ten models says 95 % and is somewhat too narrow
+    assert held >= 46  # a bootstrap over ten models says 95 % and is somewhat too narrow
 
 
 def test_too_few_checkpoints_or_models_have_no_curve():
-    assert fitted(checkpoints(3, 2, 0.0)) is None and 3 * 2 < LEAST_POINTS
+    assert fitted(checkpoints(3, 2, 0.0)) is None and LEAST_POINTS > 3 * 2
     assert fitted(checkpoints(2, 20, 0.0)) is None
     assert fitted(checkpoints(4, 6, 0.0).assign(loss=2.0)) is None
