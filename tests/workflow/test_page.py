@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.released_table import KEEP, dag_of_paper, released_table, report_of
 from tests.helpers.synthetic import dag_of, make
 
 CHROMIUM = next(
@@ -117,3 +118,15 @@ def test_a_small_dark_screen_scrolls_down_only(page: Path, tmp_path: Path) -> No
     small, said = visit(page, tmp_path, 400, "--blink-settings=preferredColorScheme=0")
     assert small["width"] <= small["screen"] <= 500 and said == ""
     assert small["ink"] == "rgb(230, 237, 243)"
+
+
+@pytest.mark.slow
+def test_the_page_of_the_papers_models_is_small_and_all_of_it_is_drawn(tmp_path: Path) -> None:
+    """All 65 models with intermediate checkpoints, GRPO and every evaluation; a minute and a half of drawing."""
+    dag = dag_of_paper("math", KEEP)
+    path = report_of(dag, released_table(dag), tmp_path / "made")
+    assert path.stat().st_size < 5_000_000
+    described = json.loads((path.parent / "figures" / "figures.json").read_text())
+    path.write_text(path.read_text().replace("<style>", f"{SCRIPT}<style>", 1))
+    seen, said = visit(path, tmp_path / "profile", 1280)
+    assert seen["charts"] == len(described) > 12 and said == ""
