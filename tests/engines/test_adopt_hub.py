@@ -118,20 +118,21 @@ def test_a_repository_that_is_not_there_is_said_to_be(lab, hub, tmp_path):
 # ------------------------------------------------------------------------------------------------ all of it
 
 
-def test_an_adopted_checkpoint_goes_through_every_evaluation_grpo_and_the_figures(lab, released, tmp_path):
+@pytest.mark.parametrize("grpo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["base", "grpo"])
+def test_an_adopted_checkpoint_goes_through_every_evaluation_grpo_and_the_figures(lab, released, tmp_path, grpo):
     folder = tmp_path / "repository"
     folder.mkdir()
     copy_repository(folder)
-    grid_of(lab, folder / "config", {"path": str(released)}, grpo=True)
+    grid_of(lab, folder / "config", {"path": str(released)}, grpo=grpo)
     done = snakemake(folder)
     assert done.returncode == 0, done.stdout[-5000:]
     results = folder / "results" / "smoke"
     table = pd.read_parquet(results / "table" / "results.parquet")
     for stage in ("benchmark", "decode", "taskloss"):
-        assert set(table[table["stage"] == stage]["variant"]) == {"base", "grpo"}
-    assert set(table["stage"]) == {"benchmark", "decode", "taskloss", "grpo"}
+        assert set(table[table["stage"] == stage]["variant"]) == {"base", *["grpo"] * grpo}
+    assert set(table["stage"]) == {"benchmark", "decode", "taskloss", *["grpo"] * grpo}
     figures = {entry["name"] for entry in json.loads((results / "figures" / "figures.json").read_text())}
-    assert figures >= {"overview", "task_loss", "accuracy", "grpo", "self_consistency", "grpo_reward"}
+    assert figures >= {"overview", "task_loss", "accuracy", "self_consistency", *["grpo", "grpo_reward"] * grpo}
     assert not figures & {"loss", "training"}
     page = (results / "report.html").read_text()
     assert "models adopted" in page and "models trained" not in page and str(released) in page
