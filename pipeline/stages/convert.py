@@ -1,6 +1,6 @@
 """Convert a point's Megatron checkpoint to Hugging Face's format, and prove that it is the same model.
 
-    python -m pipeline.stages.convert --scale mini --point d32-E4-k2-70K-A51K [--variant step-001000]
+    python -m pipeline.stages.convert --scale mini --point d32-E8-k2-107K-A51K [--variant step-001000]
 
 Paper appendix (release of the checkpoints in Hugging Face format). Weights are read from Megatron's global tensors,
 renamed as the point's architecture says (pipeline/models) and saved in the recipe's precision. Then the saved folder is

@@ -1,6 +1,6 @@
 """Pre-train one point: a mixture of experts on megatron-core, from tokenised sources to a checkpoint.
 
-    python -m pipeline.stages.pretrain --scale mini --point d32-E4-k2-70K-A51K
+    python -m pipeline.stages.pretrain --scale mini --point d32-E8-k2-107K-A51K
 
 Paper section 3 (architecture, recipe) and appendix (hyper-parameters). Tokens are `steps * global_batch *
 sequence_length`, blended from the scale's sources by weight. On several ranks (`--ranks`, `--tp`, `--pp`, `--ep`) the
