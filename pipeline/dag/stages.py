@@ -152,7 +152,7 @@ STAGES: dict[str, Stage] = {
         model_dtype=upstream.trained_dtype,
         # Memory: both layouts of the weights, in fp32.
         request=Request(minutes=60, minutes_per_billion=30, bytes_per_parameter=12),
-        on_cpu=OnCpu(start_s=10),
+        on_cpu=OnCpu(start_s=6),
         priority=40,
     ),
     "grpo": Stage(
@@ -168,7 +168,7 @@ STAGES: dict[str, Stage] = {
         model_dtype=upstream.grpo_dtype,
         # As pre-training, and the whole model beside it. Of the KV cache its actor needs the rest.
         request=Request(minutes=1440, base_mb=5500, bytes_per_parameter=24, sequences=16),
-        on_cpu=OnCpu(start_s=90, rate=5e9),
+        on_cpu=OnCpu(start_s=60, rate=5.8e9),
         priority=50,
     ),
     # Evaluations: vLLM reads a file of weights at a time, and the page cache keeps it.
@@ -178,14 +178,14 @@ STAGES: dict[str, Stage] = {
         kept=True,
         engines=("vllm", "lm-eval"),
         request=Request(minutes=240, minutes_per_billion=240, bytes_per_parameter=4),
-        on_cpu=OnCpu(start_s=20, rate=3e9),
+        on_cpu=OnCpu(start_s=8, rate=3e9),
     ),
     "decode": evaluation(
         version=2,
         answer="sampled",
         engines=("vllm",),
         request=Request(minutes=240, minutes_per_billion=240, bytes_per_parameter=4),
-        on_cpu=OnCpu(start_s=16, rate=3e9),
+        on_cpu=OnCpu(start_s=4, rate=3e9),
     ),
     "taskloss": evaluation(
         version=3,
@@ -193,7 +193,7 @@ STAGES: dict[str, Stage] = {
         kept=True,
         engines=("vllm",),
         request=Request(minutes=60, minutes_per_billion=60, bytes_per_parameter=4),
-        on_cpu=OnCpu(start_s=15, rate=3e9),
+        on_cpu=OnCpu(start_s=4, rate=3e9),
     ),
     "table": Stage(
         version=6,

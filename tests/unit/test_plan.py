@@ -127,7 +127,7 @@ def hours_of(planned: dict[str, Any], point: str | None, stage: str) -> float:
     return job["cpu_hours"]
 
 
-@pytest.mark.parametrize(("scale", "least", "most"), [("mini", 600, 1200), ("smoke", 120, 300)])
+@pytest.mark.parametrize(("scale", "least", "most"), [("mini", 600, 1200), ("smoke", 90, 240)])
 def test_a_small_scale_is_planned_in_minutes_of_this_machine(scale, least, most, tmp_path, capsys, monkeypatch):
     """Without records. docs/VALIDATION.md has what they took on two cores."""
     monkeypatch.setattr("pipeline.planning.cpu.cores", lambda: 2)
