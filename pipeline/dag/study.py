@@ -16,7 +16,7 @@ from pipeline.config.studies import Studies, Study, check_claims, load_studies
 from pipeline.dag.dag import Dag
 from pipeline.dag.experiment import Experiment
 from pipeline.dag.job import Job
-from pipeline.dag.point import Point
+from pipeline.dag.point import AXES, Point
 from pipeline.dag.stages import STAGES
 from pipeline.data.registry import load_sources
 from pipeline.errors import PipelineError
@@ -133,8 +133,11 @@ def _is_about(claim: Claim, study: str) -> bool:
 
 
 def model_of(point: Point) -> Model:
-    """What tells a model from others across scales: its place on every axis of the grid, and its seed."""
-    return (*point.axes.values(), point.seed)
+    """What tells a model from others across scales: its place on every axis that its point gives, and its seed.
+
+    What a point leaves to its scale, such as the depth, is what a study may vary.
+    """
+    return (*(getattr(point, axis) for axis in AXES), point.seed)
 
 
 def load(name: str | None = None, config: Path | str = "config/grid.yaml") -> Experiment:
