@@ -51,7 +51,10 @@ class Fit:
 
 
 def error_law(loss: pd.Series, error: pd.Series, model: pd.Series) -> Fit | None:
-    """The curve through checkpoints of several models; None where they are too few for one.
+    """The curve through checkpoints of several models; None where they are too few, or do not determine one.
+
+    So it is where the best rate is an end of the search (they lie on a straight line, or on a step), and where the
+    curve leaves what an error can be.
 
     Args:
         loss: nats per token.
@@ -66,6 +69,10 @@ def error_law(loss: pd.Series, error: pd.Series, model: pd.Series) -> Fit | None
     drawn = np.random.default_rng(0).multinomial(len(models), np.full(len(models), 1 / len(models)), DRAWS)
     weights = np.vstack([np.ones(len(x)), drawn[:, owner]])  # the first row is the estimate
     found = _coefficients(weights, np.exp(-np.outer(x - centre, RATES)), y)
+    a, b, c = found[:, 0]
+    curve = a - b * np.exp(-c * (np.array([x.min(), x.max()]) - centre))  # it is monotone: its ends are its range
+    if np.isnan(c) or c in (RATES[0], RATES[-1]) or not 0 < a <= 1 or curve.min() < 0 or curve.max() > 1:
+        return None
     tail = (1 - LEVEL) / 2
     low, high = np.nanquantile(found[:, 1:], [tail, 1 - tail], axis=1)
     coefficients = {name: (float(found[i, 0]), float(low[i]), float(high[i])) for i, name in enumerate("abc")}

@@ -31,6 +31,7 @@ METRICS = {  # lm-eval's name of a task's first metric
     "gsm_plus": "exact_match,flexible-extract",
 }
 BEST_TPP, GAIN = 20.0, 0.1
+RATE = 2.0  # of the error of memorisation in training loss, per nat
 SAMPLES = tuple(2**i for i in range(8))
 KEEP = (2000, 8000, 16000)
 
@@ -52,7 +53,7 @@ def loss(point: Point, share: float = 1.0) -> float:
 def accuracy(task: str, point: Point, share: float = 1.0) -> float:
     """Share of right answers of the base model."""
     if task in MEMORISATION:
-        return 0.1 + 0.35 * (2.7 - loss(point, share))
+        return 0.05 + 0.25 * math.exp(-RATE * (loss(point, share) - 2))
     active = math.log10(point.active_params / 1e8)
     off = math.log2(point.tokens_per_param / BEST_TPP)
     return max(0.03 + 0.2 * active - 0.01 * off**2 + 0.15 * math.log10(share), 0.0)

@@ -41,6 +41,13 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     assert held >= 46  # a bootstrap over ten models says 95 % and is somewhat too narrow
 
 
+def test_what_does_not_determine_a_curve_has_none():
+    rows = checkpoints(8, 6, 0.0)
+    assert fitted(rows.assign(error=0.3 + 0.2 * rows["loss"])) is None, "a straight line has any rate"
+    assert fitted(rows.assign(error=rows["error"] + 0.1)) is None, "no error is above 1"
+    assert fitted(rows.assign(error=(rows["loss"] > 2.3) * 0.5)) is None, "a step"
+
+
 def test_too_few_checkpoints_or_models_have_no_curve():
     assert fitted(checkpoints(3, 2, 0.0)) is None and LEAST_POINTS > 3 * 2
     assert fitted(checkpoints(2, 20, 0.0)) is None

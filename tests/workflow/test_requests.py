@@ -31,7 +31,9 @@ def test_the_profile_of_one_machine_does_not_limit_a_clusters_jobs(profile: str)
         "scale=math",
     ]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    point = said.split("wildcards: scale=math, point=d2048-E128-k16-52.2B-A7.1B\n    priority: 30\n")[1].split("\n\n")[0]
+    point = said.split("wildcards: scale=math, point=d2048-E128-k16-52.2B-A7.1B\n    priority: 30\n")[1].split("\n\n")[
+        0
+    ]
     for size in ("nodes=16", "gpus=8", "gres=gpu:8", "ranks=8", "pp=4", "ep=8"):
         assert f" {size}," in point or point.splitlines()[0].endswith(f" {size}"), point
     assert int(point.split("mem_mb=")[1].split(",")[0]) > 100_000
