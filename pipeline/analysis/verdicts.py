@@ -257,11 +257,18 @@ def verdicts(claims: Claims, results: pd.DataFrame, scale: str) -> list[Finding]
     return sorted(findings, key=lambda finding: order.index(finding.id))
 
 
-def overall(findings: Iterable[Finding]) -> str:
-    """The verdict on a claim from its findings: that of all that were run."""
-    found = {finding.verdict for finding in findings} - {NOT_RUN}
+def overall(findings: Iterable[Finding], all_of_them: bool = False) -> str:
+    """The verdict on a claim from its findings: that of all that were run.
+
+    Args:
+        all_of_them: it does not hold unless all were, as at each scale of a study.
+    """
+    every = {finding.verdict for finding in findings}
+    found = every - {NOT_RUN}
     if not found:
         return NOT_RUN
+    if all_of_them and NOT_RUN in every and found == {HOLDS}:
+        return UNDECIDED
     return FAILS if FAILS in found else UNDECIDED if UNDECIDED in found else HOLDS
 
 
@@ -278,9 +285,10 @@ def as_json(claims: Claims, findings: Sequence[Finding]) -> dict[str, Any]:
         own = [finding for finding in findings if finding.id == name]
         head = {"id": name, "claim": claim.claim, "source": claim.source, "family": claim.family}
         tested = claim.test.model_dump(exclude_none=True)
+        verdict = overall(own, all_of_them=isinstance(claim.test, Across | Between))
         hidden = {"id", "leaning"}
         details = [{key: value for key, value in asdict(one).items() if key not in hidden} for one in own]
-        listed.append(head | {"test": tested, "verdict": overall(own), "findings": details})
+        listed.append(head | {"test": tested, "verdict": verdict, "findings": details})
     return {"level": claims.level, "correction": "Benjamini-Hochberg", "tests": families, "claims": listed}
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.analysis import paired, studies, study_charts, study_page
 from pipeline.analysis.studies import Side
-from pipeline.analysis.verdicts import FAILS, HOLDS, NOT_RUN, UNDECIDED, overall
+from pipeline.analysis.verdicts import FAILS, HOLDS, NOT_RUN, UNDECIDED, as_json
 from pipeline.config.claims import Claims
 from pipeline.config.studies import Studies
 from pipeline.dag.dag import BASE, Dag
@@ -167,7 +167,9 @@ def claims(test: dict[str, Any]) -> Claims:
 
 
 def verdict(test: dict[str, Any], *sides: Side) -> str:
-    return overall(studies.findings(claims(test), sides))
+    asked = claims(test)
+    (judged,) = as_json(asked, studies.findings(asked, sides))["claims"]
+    return str(judged["verdict"])
 
 
 def test_a_difference_is_that_of_each_model_paired_where_items_are_the_same():
@@ -190,6 +192,9 @@ def test_a_claim_across_scales_holds_if_it_holds_at_each():
     assert verdict(rises, side("a", 0.1), side("b", 0.2)) == HOLDS
     assert verdict(rises, side("a", 0.1), side("b", -0.2)) == FAILS
     assert verdict(rises, side("a", 0.1), side("b", 0.0)) == UNDECIDED
+    whole = side("b", 0.1)
+    part = Side("b", "b", whole.results[whole.results["stage"] != "taskloss"], {}, {})
+    assert verdict(rises, side("a", 0.1), part) == UNDECIDED, "a scale without the number says nothing"
     found = studies.findings(claims(rises), [side("a", 0.1), side("b", -0.2)])
     assert [(one.number.partition(":")[0], one.verdict) for one in found] == [("a", HOLDS), ("b", FAILS)]
 
