@@ -61,6 +61,6 @@ rule plan:
     conda:
         ENVIRONMENT
     params:
-        scale=NAME,
+        scales=list(EXPERIMENT.dags),
     shell:
-        "python -m pipeline plan --scale {params.scale} 2>&1 | tee {log}"
+        "for scale in {params.scales}; do python -m pipeline plan --scale $scale; done 2>&1 | tee {log}"
