@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline.analysis import laws
 from pipeline.analysis.budget import CHOSEN, Budget, Place, candidate, candidates, micro_batches, places
 from pipeline.analysis.laws import VARIABLES, Law, Trial
-from pipeline.analysis.metrics import Key, kind, primary
+from pipeline.analysis.metrics import LOSSES, kind, primary
 from pipeline.config.scales import Scale
 from pipeline.dag.dag import BASE
 from pipeline.dag.point import Point
@@ -94,8 +94,7 @@ def runs_of(results: pd.DataFrame, aim: str | None) -> tuple[pd.DataFrame, str]:
         keys = [key for key in primary(base, "loss") if kind(key.task) == aim]
         what = f"task loss of {', '.join(key.entry for key in keys)}" + " (geometric mean)" * (len(keys) > 1)
     else:
-        pretrain = [Key("pretrain", "pretrain", "pretrain", name) for name in ("validation_loss", "train_loss")]
-        keys = [key for key in pretrain if len(key.rows(base))][:1]
+        keys = [key for key in reversed(LOSSES) if len(key.rows(base))][:1]
         what = keys[0].metric.replace("_", " ") if keys else ""
     if not keys:
         tasks = ", ".join(sorted({key.task for key in primary(base, "loss")})) or "none"

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipeline.analysis.finding import finding
 from pipeline.analysis.fits import FORM, error_law
-from pipeline.analysis.metrics import AT, MEMORISATION, REASONING, Key, family, kind, primary, words
+from pipeline.analysis.metrics import AT, LOSSES, MEMORISATION, REASONING, Key, family, kind, primary, words
 from pipeline.analysis.panels import (
     ACTIVE as ACTIVE,  # an axis for figures of your own
 )
@@ -73,9 +73,8 @@ def _overview(merged: pd.DataFrame) -> Chart | None:
 
 
 def _losses(merged: pd.DataFrame) -> Chart | None:
-    keys = [Key("pretrain", "pretrain", "pretrain", metric) for metric in ("train_loss", "validation_loss")]
     caption = "Cross-entropy in nats per token. Each line is a series of models with equal active parameters."
-    row = [against(merged, key, TOTAL) for key in keys]
+    row = [against(merged, key, TOTAL) for key in LOSSES]
     return make_chart("loss", "Pre-training loss against total parameters", caption, [row])
 
 
@@ -142,10 +141,9 @@ def _against_loss(merged: pd.DataFrame) -> Chart | None:
 
     rows = [[panel(key) for key in primary(merged, measured)] for measured in ("accuracy", "loss")]
     caption = "Base models and their intermediate checkpoints; each line is the training of one model, from right to "
-    caption += (
-        f"left, and its colour the sparsity 1 - k/E. Dashed: {FORM} (arXiv 2403.08540), fitted to all checkpoints "
-    )
-    caption += f"of a sparsity where they are enough; the figure's CSV has the coefficients. {bars_note(merged)}"
+    caption += f"left, and its colour the sparsity 1 - k/E. Dashed: {FORM} (arXiv 2403.08540), fitted to all "
+    caption += "checkpoints of a sparsity where they are enough; the figure's CSV has the coefficients. "
+    caption += bars_note(merged)
     return make_chart("error_against_loss", "Error against training loss", caption, rows)
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pandas as pd
 
-from pipeline.analysis.metrics import AT, MEMORISATION, REASONING, Key, family, kind, primary
+from pipeline.analysis.metrics import AT, LOSSES, MEMORISATION, REASONING, Key, family, kind, primary
 from pipeline.analysis.tables import over_seeds, plus_minus
 from pipeline.dag.dag import BASE, GRPO
 from pipeline.dag.point import short
@@ -102,14 +102,13 @@ def topics(results: pd.DataFrame) -> list[Topic]:
     merged = over_seeds(results[results["variant"].isin([BASE, GRPO])])
     keys = [key for measured in ("accuracy", "bits", "loss", "majority") for key in primary(merged, measured)]
     by_kind = {side: [key for key in keys if kind(key.task) == side] for side in (MEMORISATION, REASONING)}
-    losses = [Key("pretrain", "pretrain", "pretrain", metric) for metric in ("train_loss", "validation_loss")]
     every = [
         Topic(
             "Loss",
             "Does pre-training loss fall as total parameters grow, at equal active parameters?",
             "falls (Figure 1).",
             "series",
-            list(_trends(merged, losses)),
+            list(_trends(merged, LOSSES)),
         ),
         Topic(
             "Memorisation",

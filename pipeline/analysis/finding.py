@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.analysis.answer import main_numbers
 from pipeline.analysis.metrics import MEMORISATION, Key, family, kind, words
-from pipeline.analysis.panels import LOSS, PALETTE, Chart, Line, Panel, bars_note, facts, items, make_chart
+from pipeline.analysis.panels import LOSS, PALETTE, Chart, Panel, bars_note, items, line_of, make_chart
 from pipeline.analysis.tables import over_seeds, with_loss
 from pipeline.dag.stages import BASE
 
@@ -53,9 +53,7 @@ def _panel(merged: pd.DataFrame, key: Key, paths: dict[str, pd.DataFrame]) -> Pa
         rows = path[["series", "experts"]].merge(chosen, on=["series", "experts"])
         if len(rows) < 2:
             return None
-        x, y, bars = (rows[name].astype(float).tolist() for name in ("train_loss", "value", "stderr"))
-        band = (rows["low"].tolist(), rows["high"].tolist()) if rows["seeds"].max() > 1 else None
-        lines.append(Line(label, x, y, colour, bars, band, marker, facts=facts(rows)))
+        lines.append(line_of(label, rows, "train_loss", colour, marker))
     share = family(key.stage, key.metric) == "accuracy"
     side = "Memorisation" if kind(key.task) == MEMORISATION else "Reasoning"
     title = f"{side}: {key.entry}{items(chosen)}"

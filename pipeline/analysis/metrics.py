@@ -69,6 +69,10 @@ class Key(NamedTuple):
         return frame[(frame[list(self._fields)] == pd.Series(self._asdict())).all(axis=1)]
 
 
+# The losses of pre-training, in the order in which they are shown.
+LOSSES = [Key("pretrain", "pretrain", "pretrain", metric) for metric in ("train_loss", "validation_loss")]
+
+
 def kind(task: str) -> str:
     """Whether a task asks for memorisation or for reasoning, or neither is known."""
     return TASKS[task].kind if task in TASKS else OTHER

@@ -25,16 +25,8 @@ from pipeline.tasks.votes import question_values
 DRAWS = 2000
 ENTRY = ["task", "shots", "options"]  # what tells the ways apart in which a stage asks its tasks
 COLUMNS = [*ENTRY, "metric", "item", "value"]
-TEXT = (
-    "prompt",
-    "response",
-    "filtered",
-    "target",
-    "question",
-    "gold",
-    "text",
-    "finish",
-)  # columns that need no reading
+# Columns that are not read: all the text, which is most of the files.
+TEXT = ("prompt", "response", "filtered", "target", "question", "gold", "text", "finish")
 
 
 # ------------------------------------------------------------------------------------------------- items' values

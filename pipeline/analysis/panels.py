@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -126,16 +126,25 @@ def against(
     order = {str(series): list(group["experts"].drop_duplicates()) for series, group in chosen.groupby("series")}
     for (series, variant), group in chosen.groupby(["series", "variant"], sort=True):
         colour, marker = looks[str(series)]
-        band = (group["low"].tolist(), group["high"].tolist()) if group["seeds"].max() > 1 else None
-        x, y, bars = (group[name].astype(float).tolist() for name in (column, "value", "stderr"))
-        places = [order[str(series)].index(experts) for experts in group["experts"]]
-        segments = [place - i for i, place in enumerate(places)]
-        lines.append(Line(str(series), x, y, colour, bars, band, marker, variant == GRPO, segments, facts(group)))
+        line = line_of(str(series), group, column, colour, marker)
+        lines.append(replace(line, dashed=variant == GRPO, segments=segments(group, order[str(series)])))
     if not lines:
         return None
     share = family(key.stage, key.metric) in ("accuracy", "majority", "coverage")
     title = "pre-training" if key.stage == "pretrain" else f"{prefix}{key.entry}{items(chosen)}"
     return Panel(title, x_label, words(key.metric), lines, None if x_label in LINEAR else 10, share)
+
+
+def line_of(label: str, rows: pd.DataFrame, column: str, colour: str, marker: str) -> Line:
+    """Models in the order of their rows (of `tables.over_seeds`), against a column: with bars, band and facts."""
+    band = (rows["low"].tolist(), rows["high"].tolist()) if rows["seeds"].max() > 1 else None
+    x, y, bars = (rows[name].astype(float).tolist() for name in (column, "value", "stderr"))
+    return Line(label, x, y, colour, bars, band, marker, facts=facts(rows))
+
+
+def segments(rows: pd.DataFrame, order: Sequence[int]) -> list[int]:
+    """Which part of a line each model is on: it is broken where a model of the order was not run."""
+    return [order.index(experts) - i for i, experts in enumerate(rows["experts"])]
 
 
 def facts(rows: pd.DataFrame) -> list[dict[str, Any]]:

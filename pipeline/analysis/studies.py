@@ -13,13 +13,12 @@ import pandas as pd
 
 from pipeline.analysis import paired, tables
 from pipeline.analysis.cells import CannotRun, cells_of
-from pipeline.analysis.metrics import Key, distinct, primary
+from pipeline.analysis.metrics import LOSSES, Key, distinct, primary
 from pipeline.analysis.verdicts import Finding, Question, judge, prepare, select, select_rows
 from pipeline.artifacts.record import Record
-from pipeline.config.claims import Across, Between, Claim, Claims
+from pipeline.config.claims import Across, Claim, Claims
 from pipeline.dag.study import StudyDag
 
-LOSSES = ("train_loss", "validation_loss")
 FAMILIES = ("accuracy", "bits", "loss", "majority")  # whose main numbers are compared
 
 
@@ -66,7 +65,7 @@ def sides(study: StudyDag, records: Mapping[str, Record], folders: Mapping[str, 
 
 def numbers(results: pd.DataFrame) -> list[Key]:
     """What is compared: the losses of training, and the main number of each entry and family of the evaluations."""
-    trained = [key for key in distinct(results) if key.metric in LOSSES]
+    trained = [key for key in LOSSES if key in distinct(results)]
     return trained + [key for measured in FAMILIES for key in primary(results, measured)]
 
 
@@ -139,23 +138,19 @@ def findings(claims: Claims, compared: Sequence[Side]) -> list[Finding]:
     asked: list[Question] = []
     not_run: list[Finding] = []
     prepared = {side.label: prepare(side.results) for side in compared}
+    first = prepared[compared[0].label]
     for name, claim in claims.claims.items():
-        if isinstance(claim.test, Across):
-            inner = claim.model_copy(update={"test": claim.test.test})
-            for label, rows in prepared.items():
-                try:
+        for label, rows in prepared.items():
+            try:
+                if isinstance(claim.test, Across):
+                    inner = claim.model_copy(update={"test": claim.test.test})
                     asked += [
                         Question(name, inner, f"{label}: {number}", cells) for number, cells in select(rows, inner)
                     ]
-                except CannotRun as reason:
-                    not_run.append(Finding(name, reason=f"{label}: {reason}"))
-        elif isinstance(claim.test, Between):
-            first = prepared[compared[0].label]
-            for side in compared[1:]:
-                try:
-                    asked += _between(name, claim, first, prepared[side.label], side.label)
-                except CannotRun as reason:
-                    not_run.append(Finding(name, reason=f"{side.label}: {reason}"))
+                elif label != compared[0].label:
+                    asked += _between(name, claim, first, rows, label)
+            except CannotRun as reason:
+                not_run.append(Finding(name, reason=f"{label}: {reason}"))
     order = list(claims.claims)
     return sorted(judge(claims, asked) + not_run, key=lambda finding: order.index(finding.id))
 

@@ -4,10 +4,11 @@ A colour is a scale; lines join the models of a series in the order of their exp
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
-from pipeline.analysis.metrics import Key, family, primary, words
+from pipeline.analysis.metrics import LOSSES, Key, family, primary, words
 from pipeline.analysis.panels import (
     LINEAR,
     LOSS,
@@ -16,14 +17,14 @@ from pipeline.analysis.panels import (
     TOTAL,
     X_COLUMN,
     Chart,
-    Line,
     Panel,
     bars_note,
-    facts,
     items,
+    line_of,
     make_chart,
+    segments,
 )
-from pipeline.analysis.studies import LOSSES, Side
+from pipeline.analysis.studies import Side
 from pipeline.analysis.tables import over_seeds, with_loss
 from pipeline.dag.stages import BASE, GRPO
 
@@ -41,8 +42,7 @@ def charts(compared: Sequence[Side]) -> list[Chart]:
     }
     whole = pd.concat(merged.values())
     note = f"One colour a scale; lines join models of equal active parameters, dashed after GRPO. {bars_note(whole)}"
-    trained = [Key("pretrain", "pretrain", "pretrain", metric) for metric in LOSSES]
-    every = [make_chart("study_loss", "Pre-training loss", note, [[_panel(merged, key, TOTAL) for key in trained]])]
+    every = [make_chart("study_loss", "Pre-training loss", note, [[_panel(merged, key, TOTAL) for key in LOSSES]])]
     for measured, name, title in FIGURES:
         keys = primary(whole, measured)
         rows = [[_panel(merged, key, x) for key in keys] for x in (TOTAL, LOSS)]
@@ -52,23 +52,23 @@ def charts(compared: Sequence[Side]) -> list[Chart]:
 
 def _panel(merged: dict[str, pd.DataFrame], key: Key, x_label: str) -> Panel | None:
     """One number of all scales against the models' size or training loss; None where fewer than two scales have it."""
-    column, lines, rows = X_COLUMN[x_label], [], []
-    for (label, frame), colour in zip(merged.items(), PALETTE * (1 + len(merged) // len(PALETTE)), strict=False):
-        chosen = key.rows(frame).dropna(subset=[column]).sort_values(["series", "experts"], kind="stable")
-        rows.append(chosen)
-        series = list(chosen["series"].drop_duplicates())
-        for (name, variant), group in chosen.groupby(["series", "variant"], sort=True):
-            x, y, bars = (group[one].astype(float).tolist() for one in (column, "value", "stderr"))
-            band = (group["low"].tolist(), group["high"].tolist()) if group["seeds"].max() > 1 else None
-            marker = MARKERS[series.index(name) % len(MARKERS)]
+    column, lines = X_COLUMN[x_label], []
+    rows = {label: key.rows(frame).dropna(subset=[column]) for label, frame in merged.items()}
+    whole = pd.concat(rows.values())
+    order = {str(name): sorted(group["experts"].unique()) for name, group in whole.groupby("series")}
+    for i, (label, chosen) in enumerate(rows.items()):
+        colour = PALETTE[i % len(PALETTE)]
+        for (name, variant), group in chosen.sort_values("experts", kind="stable").groupby(["series", "variant"]):
+            line = line_of(label, group, column, colour, MARKERS[list(order).index(str(name)) % len(MARKERS)])
             # A scale's records are in its own report: here a point says which, and leads nowhere.
             said = [
-                {"model": f"{label}: {fact['model']}"} | {k: fact[k] for k in ("seeds", "n", "record") if k in fact}
-                for fact in facts(group)
+                {key: value for key, value in fact.items() if key != "link"} | {"model": f"{label}: {fact['model']}"}
+                for fact in line.facts
             ]
-            lines.append(Line(label, x, y, colour, bars, band, marker, variant == GRPO, facts=said))
-    if sum(bool(len(chosen)) for chosen in rows) < 2:
+            broken = segments(group, order[str(name)])
+            lines.append(replace(line, dashed=variant == GRPO, segments=broken, facts=said))
+    if sum(bool(len(chosen)) for chosen in rows.values()) < 2:
         return None
     share = family(key.stage, key.metric) == "accuracy"
-    title = "pre-training" if key.stage == "pretrain" else f"{key.entry}{items(pd.concat(rows))}"
+    title = "pre-training" if key.stage == "pretrain" else f"{key.entry}{items(whole)}"
     return Panel(title, x_label, words(key.metric), lines, None if x_label in LINEAR else 10, share)

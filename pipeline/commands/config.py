@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.common import add_config
-from pipeline.config.claims import Claims, load_claims
+from pipeline.config.claims import Claims
 from pipeline.config.layouts import LayoutFile, Layouts
 from pipeline.config.reference import Reference
-from pipeline.config.scales import Grid, load_grid
-from pipeline.config.studies import Studies, load_studies
+from pipeline.config.scales import Grid
+from pipeline.config.studies import Studies
+from pipeline.dag.configuration import Configuration
 from pipeline.dag.dag import Dag
 from pipeline.dag.stages import those
 from pipeline.dag.study import StudyDag
-from pipeline.data.registry import Sources, load_sources
+from pipeline.data.registry import Sources
 
 EXTENDS = {"type": "string", "description": "another entry of its kind, of which only differences are given here"}
 README = """\
@@ -114,13 +115,13 @@ def run(args: argparse.Namespace) -> int:
     if args.write:
         for name, text in generated().items():
             (folder / name).write_text(text, encoding="utf-8")
-    grid, sources = load_grid(args.config), load_sources(folder / "sources.yaml")
-    claims, studies = load_claims(folder / "claims.yaml"), load_studies(folder / "studies.yaml")
+    read = Configuration.read(args.config)
+    grid, sources, claims, studies = read
     for scale in grid.scales:
-        points = Dag.load(scale, args.config).points
+        points = Dag(grid, sources, scale, claims).points
         Layouts.load(scale, folder / "layouts.yaml").check(points, those(laid_out=True))
     for study in studies.studies:
-        StudyDag.load(study, args.config)
+        StudyDag.build(read, study)
     counts = f"{len(grid.scales)} scales, {len(sources.datasets)} data sets, {len(sources.tokenizers)} tokenizers"
     print(f"{counts}, {len(claims.claims)} claims, {len(studies.studies)} studies: ok")
     return 0

@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from pipeline.config.marks import Marked, Where, printable
+from pipeline.config.plain_yaml import read_yaml
 from pipeline.errors import PipelineError
 
 MOST = 2**31 - 1  # the largest integer that every engine takes, as a count or a seed
@@ -135,6 +137,13 @@ class ConfigFile(Strict):
             raise explain(error, where) from None
         model._where = where
         return model
+
+    @classmethod
+    def read_if_there(cls, path: Path | str) -> Self:
+        """Read and check a file; one that is not there says nothing. (`PipelineError` as `checked`.)"""
+        path = Path(path)
+        data: dict[str, Any] = read_yaml(path) if path.exists() else {}
+        return cls.checked(data, Where(path, data))
 
 
 # Mappings whose keys are names that the user chose. Each is a complete list, and so replaces the one it inherits.

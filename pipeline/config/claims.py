@@ -8,13 +8,12 @@ What a test computes, and when it speaks for or against a claim, is in pipeline/
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from pipeline.config.base import ConfigFile, Count, Filled, Name, Number, PartialShare, Rate, Strict
 from pipeline.config.marks import Where
-from pipeline.config.plain_yaml import read_yaml
 
 Measure = Literal["train_loss", "validation_loss", "loss", "bits", "accuracy", "majority", "coverage"]
 Along = Literal["experts", "topk", "density", "total_params", "active_params", "tokens_per_param", "train_loss"]
@@ -158,10 +157,7 @@ class Exact(Strict):
     )
 
 
-Within = Annotated[
-    Trend | Monotone | Rank | Interior | Optimum | Peak | Paired | Shape | NumberTest | Spread,
-    Field(discriminator="kind"),
-]
+OfOneScale = Trend | Monotone | Rank | Interior | Optimum | Peak | Paired | Shape | NumberTest | Spread
 
 
 class Across(Strict):
@@ -169,7 +165,9 @@ class Across(Strict):
 
     kind: Literal["across"]
     study: Name = Field(description="the study, of config/studies.yaml, whose models are looked at")
-    test: Within = Field(description="what is computed at each scale, of the models that the study compares")
+    test: Annotated[OfOneScale, Field(discriminator="kind")] = Field(
+        description="what is computed at each scale, of the models that the study compares"
+    )
 
 
 class Between(Strict):
@@ -188,22 +186,7 @@ class Between(Strict):
         return self
 
 
-Test = Annotated[
-    Trend
-    | Monotone
-    | Rank
-    | Interior
-    | Optimum
-    | Peak
-    | Paired
-    | Shape
-    | NumberTest
-    | Spread
-    | Exact
-    | Across
-    | Between,
-    Field(discriminator="kind"),
-]
+Test = Annotated[OfOneScale | Exact | Across | Between, Field(discriminator="kind")]
 
 
 class Claim(Strict):
@@ -247,6 +230,4 @@ def load_claims(path: Path | str = "config/claims.yaml") -> Claims:
     Raises:
         PipelineError: one line for each problem, with its file, line and key, what was found and what is allowed.
     """
-    path = Path(path)
-    data: dict[str, Any] = read_yaml(path) if path.exists() else {}
-    return Claims.checked(data, Where(path, data))
+    return Claims.read_if_there(path)

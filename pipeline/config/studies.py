@@ -7,14 +7,13 @@ Which jobs a study reads is in pipeline/dag/study.py, what is computed of them i
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
-from pipeline.config.base import ConfigFile, Filled, Name, Strict, near
+from pipeline.config.base import ConfigFile, Filled, KeyProblem, Name, Strict, near
 from pipeline.config.claims import Across, Between, Claims, Globs
 from pipeline.config.marks import Where
-from pipeline.config.plain_yaml import read_yaml
 from pipeline.errors import PipelineError
 
 
@@ -32,6 +31,13 @@ class Study(Strict):
         "width, experts, top-k, further axes and seed are",
     )
 
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        labels = list(self.scales.values())
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise KeyProblem(f"two scales are called '{twice}'", "scales")
+        return self
+
 
 class Studies(ConfigFile):
     """`config/studies.yaml`: comparisons across scales."""
@@ -47,9 +53,7 @@ def load_studies(path: Path | str = "config/studies.yaml") -> Studies:
     Raises:
         PipelineError: one line for each problem, with its file, line and key, what was found and what is allowed.
     """
-    path = Path(path)
-    data: dict[str, Any] = read_yaml(path) if path.exists() else {}
-    return Studies.checked(data, Where(path, data))
+    return Studies.read_if_there(path)
 
 
 def check_claims(claims: Claims, studies: Studies) -> None:

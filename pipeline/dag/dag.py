@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.config.base import near
-from pipeline.config.claims import Claims, load_claims
+from pipeline.config.claims import Claims
 from pipeline.config.evaluations import EvalTask
 from pipeline.config.recipes import Grpo
-from pipeline.config.scales import Grid, load_grid
-from pipeline.config.studies import check_claims, load_studies
+from pipeline.config.scales import Grid
 from pipeline.dag import checks
+from pipeline.dag.configuration import Configuration
 from pipeline.dag.experiment import Experiment
 from pipeline.dag.job import Job
 from pipeline.dag.point import Point, expand
 from pipeline.dag.stages import BASE, EVALUATIONS, GRPO, STAGES
-from pipeline.data.registry import BenchmarkData, Source, Sources, Text, Tokenizer, load_sources
+from pipeline.data.registry import BenchmarkData, Source, Sources, Text, Tokenizer
 from pipeline.errors import PipelineError
 from pipeline.tasks import HUB, TASKS, GeneratedTask, HubTask
 
@@ -49,12 +49,11 @@ class Dag(Experiment):
         if scale not in grid.scales:
             raise PipelineError(f"{grid.where.file}: there is no scale '{scale}'; {near(scale, grid.scales)}")
         registry, at = sources.where.file, grid.where.within(f"scales.{scale}")
-        self.name, self.dags = scale, {scale: self}
+        super().__init__(scale, {scale: self})
         self.scale = grid.scales[scale]
         self.claims = claims or Claims.model_validate({})
         self.points: dict[str, Point] = {p.name: p for p in expand(self.scale, at)}
         self.datasets: dict[str, Source] = {}
-        self._fingerprints: dict[Job, str] = {}
         for name in self.scale.data.sources:
             if name not in sources.datasets:
                 hint, place = near(name, sources.datasets), at.key("data.sources", line_of=name)
@@ -74,11 +73,8 @@ class Dag(Experiment):
     @classmethod
     def load(cls, scale: str | None = None, config: Path | str = "config/grid.yaml") -> "Dag":
         """Read the configuration and build the DAG of `scale` (default: the file's own `scale`)."""
-        grid = load_grid(config)
-        sources = load_sources(Path(config).with_name("sources.yaml"))
-        claims = load_claims(Path(config).with_name("claims.yaml"))
-        check_claims(claims, load_studies(Path(config).with_name("studies.yaml")))
-        return cls(grid, sources, scale or grid.scale, claims)
+        read = Configuration.read(config)
+        return cls(read.grid, read.sources, scale or read.grid.scale, read.claims)
 
     # ------------------------------------------------------------------------------------------------ jobs
 
@@ -152,7 +148,7 @@ class Dag(Experiment):
         return self.job("report")
 
     @cached_property
-    def jobs(self) -> list[Job]:  # type: ignore[override]
+    def jobs(self) -> list[Job]:
         """Every job, upstream first. Of the data, what nothing of this scale reads is left out."""
         jobs = [job for name, stage in STAGES.items() if not stage.analysis for job in stage.jobs(self, name)]
         read: set[Job] = set()

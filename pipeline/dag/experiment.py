@@ -17,15 +17,12 @@ class Experiment(ABC):
 
     Attributes:
         name: of the scale, or `studies/<name>`: the folder of its results.
-        jobs: every job, upstream first.
         dags: the scales whose jobs there are, by name.
-        page: the job whose folder holds `report.html`, which `results/<name>/report.html` is a link to.
     """
 
-    name: str
-    jobs: list[Job]
-    dags: dict[str, "Dag"]
-    _fingerprints: dict[Job, str]
+    def __init__(self, name: str, dags: dict[str, "Dag"]) -> None:
+        self.name, self.dags = name, dags
+        self._fingerprints: dict[Job, str] = {}
 
     @property
     def words(self) -> str:
@@ -34,7 +31,13 @@ class Experiment(ABC):
 
     @property
     @abstractmethod
-    def page(self) -> Job: ...
+    def jobs(self) -> list[Job]:
+        """Every job, upstream first."""
+
+    @property
+    @abstractmethod
+    def page(self) -> Job:
+        """The job whose folder holds `report.html`, which `results/<name>/report.html` is a link to."""
 
     @abstractmethod
     def inputs(self, job: Job) -> dict[str, Job]:

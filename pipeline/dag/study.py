@@ -6,19 +6,19 @@ again: the jobs are the scales' own.
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import near
-from pipeline.config.claims import Across, Between, Claim, Claims, load_claims
-from pipeline.config.scales import load_grid
-from pipeline.config.studies import Studies, Study, check_claims, load_studies
+from pipeline.config.claims import Across, Between, Claim, Claims
+from pipeline.config.studies import Studies, Study
+from pipeline.dag.configuration import Configuration
 from pipeline.dag.dag import Dag
 from pipeline.dag.experiment import Experiment
 from pipeline.dag.job import Job
 from pipeline.dag.point import AXES, Point
 from pipeline.dag.stages import STAGES
-from pipeline.data.registry import load_sources
 from pipeline.errors import PipelineError
 
 STUDIES = "studies"  # folder of the studies' results, and what their names begin with where a scale's may stand
@@ -36,10 +36,8 @@ class StudyDag(Experiment):
 
     def __init__(self, name: str, studies: Studies, dags: dict[str, Dag]) -> None:
         at = studies.where.within(f"studies.{name}")
-        self.name = f"{STUDIES}/{name}"
+        super().__init__(f"{STUDIES}/{name}", dags)
         self.study: Study = studies.studies[name]
-        self.dags = dags
-        self._fingerprints: dict[Job, str] = {}
         every = next(iter(dags.values())).claims
         answered = {key: claim for key, claim in every.claims.items() if _is_about(claim, name)}
         self.claims: Claims = every.model_copy(update={"claims": answered})
@@ -49,31 +47,35 @@ class StudyDag(Experiment):
                 f"{at.key('points')}: no model of {' or '.join(self.study.points)} is in two of the scales "
                 f"{', '.join(dags)}"
             )
-        own = self.job("study")
-        wanted, pending = {own}, [own]
+
+    @classmethod
+    def load(cls, name: str, config: Path | str = "config/grid.yaml") -> "StudyDag":
+        """Read the configuration and build the DAG of the study `name`."""
+        return cls.build(Configuration.read(config), name)
+
+    @classmethod
+    def build(cls, read: Configuration, name: str) -> "StudyDag":
+        """The DAG of the study `name` of a configuration."""
+        studies, grid = read.studies, read.grid
+        if name not in studies.studies:
+            raise PipelineError(f"{studies.where.file}: there is no study '{name}'; {near(name, studies.studies)}")
+        scales = studies.studies[name].scales
+        for scale in scales:
+            if scale not in grid.scales:
+                place = studies.where.within(f"studies.{name}").key("scales", line_of=scale)
+                raise PipelineError(f"{place}: there is no scale '{scale}'; {near(scale, grid.scales)}")
+        return cls(name, studies, {scale: Dag(grid, read.sources, scale, read.claims) for scale in scales})
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """The study's own, and of its scales all that it needs; upstream first."""
+        wanted, pending = {self.page}, [self.page]
         while pending:
             job = pending.pop()
             before = {*self.inputs(job).values(), *self.gates(job)} - wanted
             wanted |= before
             pending += before
-        self.jobs = [job for dag in dags.values() for job in dag.jobs if job in wanted] + [own]
-
-    @classmethod
-    def load(cls, name: str, config: Path | str = "config/grid.yaml") -> "StudyDag":
-        """Read the configuration and build the DAG of the study `name`."""
-        studies = load_studies(Path(config).with_name("studies.yaml"))
-        if name not in studies.studies:
-            raise PipelineError(f"{studies.where.file}: there is no study '{name}'; {near(name, studies.studies)}")
-        grid, at = load_grid(config), studies.where.within(f"studies.{name}")
-        for scale in studies.studies[name].scales:
-            if scale not in grid.scales:
-                place = at.key("scales", line_of=scale)
-                raise PipelineError(f"{place}: there is no scale '{scale}'; {near(scale, grid.scales)}")
-        sources = load_sources(Path(config).with_name("sources.yaml"))
-        claims = load_claims(Path(config).with_name("claims.yaml"))
-        check_claims(claims, studies)
-        dags = {scale: Dag(grid, sources, scale, claims) for scale in studies.studies[name].scales}
-        return cls(name, studies, dags)
+        return [job for dag in self.dags.values() for job in dag.jobs if job in wanted] + [self.page]
 
     def _compared(self, dag: Dag) -> Iterator[tuple[str, Model]]:
         """The points of a scale that the study names and that another scale has too."""
@@ -95,9 +97,9 @@ class StudyDag(Experiment):
     def compared(self) -> dict[str, Job]:
         """The jobs with the compared models' results, by role: scale/stage/point/variant."""
         return {
-            f"{scale}/{job.label.replace(' ', '/')}": job
+            f"{scale}/{role}": job
             for scale, dag in self.dags.items()
-            for job in dag.tabulated
+            for role, job in dag.inputs(dag.job("table")).items()
             if job.point in self.models[scale]
         }
 

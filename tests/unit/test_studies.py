@@ -65,6 +65,7 @@ def test_only_the_models_that_are_compared_are_made():
         ({"scales": {"mini": "one", "smokes": "other"}}, "studies.yaml:.*there is no scale 'smokes'; .*smoke"),
         ({"points": ["d99-*"]}, r"studies.yaml:\d+: studies.one.points: no model of d99-\* is in two of the scales"),
         ({"scales": {"mini": "one"}}, "studies.one.scales"),
+        ({"scales": {"mini": "one", "smoke": "one"}}, "studies.one: two scales are called 'one'"),
         ({"point": ["*"]}, "studies.one: unknown key 'point'; did you mean 'points'"),
     ],
 )
@@ -220,6 +221,11 @@ def test_the_page_says_what_differs_and_figures_are_of_what_two_scales_have(tmp_
     assert {line.label for line in panel.lines} == {"a", "b"} and all(line.band for line in panel.lines)
     text = study_page.readable(studies.differences(two))
     assert "d32-k2, E 8" in set(text["model"]) and "sums, task loss (nats per token)" in set(text["number"])
+
+    # A model that one scale lacks breaks that scale's line.
+    gap = Side("b", "b", two[1].results[two[1].results["experts"] != 8], {}, {})
+    ((panel, *_),) = [row for row in study_charts.charts([two[0], gap])[0].rows]
+    assert {line.label: line.segments for line in panel.lines} == {"a": [0] * 5, "b": [0, 0, 1, 1]}
 
     lone = Side("b", "b", two[1].results[two[1].results["stage"] == "pretrain"], {}, {})
     assert {chart.name for chart in study_charts.charts([two[0], lone])} == {"study_loss"}
