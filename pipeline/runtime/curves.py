@@ -37,6 +37,10 @@ class Curves:
     def _open(self, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # TensorBoard reads the files in the order of their names, whose second the launch before may have begun in.
+        taken = [int(path.name.split(".")[3]) for path in Path(self.folder or "").glob("events.out.tfevents.*")]
+        if 0 < (wait := max(taken, default=0) + 1 - time.time()) <= 1:
+            time.sleep(wait)
         self.writer = SummaryWriter(self.folder, purge_step=first, flush_secs=FLUSH_S)
 
     def _attempt(self, action: Callable[[], None]) -> None:
