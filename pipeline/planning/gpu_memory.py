@@ -29,6 +29,7 @@ GB, MIB = 1e9, 2**20
 RESERVE = 0.08  # share of a GPU's memory; an assumption
 MOST_GPUS = 1024  # where the search for a layout that fits ends
 BYTES = {"fp32": 4, "bf16": 2}
+HEAD_TOKENS = 4096  # whose logits are held at a time, where the vocabulary is not cut (engines/megatron/gpu.py)
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,12 @@ def session(execution: Execution) -> Iterator[torch.device]:
 # ----------------------------------------------------------------------------------------------------- the model
 
 
-def build_model(point: Point, execution: Execution, device: torch.device, dtype: torch.dtype) -> Any:
+def build_model(
+    point: Point, execution: Execution, device: torch.device, dtype: torch.dtype, drawn: bool = True
+) -> Any:
     """This rank's part of the point's model as a Megatron `GPTModel`, with its initial weights.
+
+    Without them (`drawn` is False) matrices hold whatever is in memory, for saved weights to take their place.
 
     What makes the function is stated by the point's architecture (pipeline/models); the recipe adds the router's losses
     (paper section 3), and the execution how the model is cut and moved. No dropout, and no tokens are dropped.
@@ -104,7 +108,7 @@ def build_model(point: Point, execution: Execution, device: torch.device, dtype:
     from megatron.core.models.gpt import GPTModel
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from pipeline.engines.megatron.fast import FastGPTModel, fast_spec, fits
+    from pipeline.engines.megatron import fast, gpu
     from pipeline.engines.megatron.modules import block_spec
 
     architecture, shape, recipe = point.architecture, point.shape, point.pretrain
@@ -133,20 +137,27 @@ def build_model(point: Point, execution: Execution, device: torch.device, dtype:
         params_dtype=dtype,
         pipeline_dtype=dtype,  # of the activations that pipeline stages send each other; there is no default
         bf16=dtype == torch.bfloat16,
+        # Where head and loss are not in chunks (gpu.py), Megatron's fused loss, which rounds gradients to bf16.
+        cross_entropy_loss_fusion=execution.on_gpu and dtype == torch.bfloat16,
         batch_p2p_sync=execution.on_gpu,  # torch.cuda.synchronize() after they are sent; a CPU has nothing to wait for
         # The fused kernels, which need TransformerEngine or Apex, are all off by default, and stay off.
     )
-    model_class, spec = GPTModel, block_spec
-    if fits(values | arguments, config, device):
-        model_class, spec = FastGPTModel, fast_spec
+    if fast.fits(values | arguments, config, device):
+        model_class, spec = fast.FastGPTModel, fast.fast_spec(config)
+    elif gpu.uses_gpu(device):
+        model_class = gpu.ChunkedModel if gpu.head_fits(arguments, config) else GPTModel
+        spec = gpu.gpu_spec(config, arguments)
+    else:
+        model_class, spec = GPTModel, block_spec(config)
     model = model_class(
         config,
-        spec(config),
+        spec,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         **arguments,
     ).to(device)
-    initialise(model, point)
+    if drawn:
+        initialise(model, point)
     return model
 
 
