@@ -113,7 +113,7 @@ def train(plan: Plan) -> None:
     with terminations() as asked_to_stop, megatron.session(execution) as device, ExitStack() as opened:
         first = dist.get_rank() == 0
         dtype = getattr(torch, DTYPES[recipe.dtype])
-        model = megatron.build_model(point, execution, device, dtype)
+        model = megatron.build_model(point, execution, device, dtype, drawn=not saved(plan))
         if (total := megatron.count_parameters(model)) != point.total_params:
             raise RuntimeError(f"{point.name}: the model has {total} parameters, the grid says {point.total_params}")
         index = plan.state / "index"
@@ -143,7 +143,7 @@ def train(plan: Plan) -> None:
             curves.step(step, "training", measured | {"tokens_per_s": speeds[-1]})
             last = step == recipe.steps
             if step in keeping:
-                keep(plan, model, keeping[step])
+                keep(plan, trainer.weights, keeping[step])
             if step % recipe.eval_interval == 0 or last:
                 evaluations.append(done | {"loss": trainer.evaluate(validation)})
                 if not math.isfinite(evaluations[-1]["loss"]):
@@ -177,7 +177,7 @@ def train(plan: Plan) -> None:
             if speeds:  # none if all steps were done before a kill
                 write_atomic(plan.state / SPEED, json.dumps(statistics.median(speeds)))
         dist.barrier()
-        save_weights(model, plan.out / "checkpoint")
+        save_weights(trainer.weights, plan.out / "checkpoint")
 
 
 @contextmanager

@@ -28,17 +28,18 @@ SHAPES = {  # hidden, experts, topk, width of an expert over hidden, micro-batch
 def point_of(shape: str = "few experts", **recipe: Any) -> Point:
     hidden, experts, topk, ratio, micro_batch = SHAPES[shape]
     model = Model(layers=2, head_size=32, ffn_ratio=ratio, vocab_size=96, sequence_length=32, init_std=0.1)
-    losses = {"aux_loss": 0.1, "z_loss": 0.01} | recipe
-    pretrain = Pretrain(
-        steps=STEPS,
-        global_batch=8,
-        micro_batch=micro_batch,
-        lr=3e-3,
-        min_lr=3e-4,
-        warmup_steps=10,
-        dtype="fp32",
-        **losses,
-    )
+    settings = {
+        "steps": STEPS,
+        "global_batch": 8,
+        "micro_batch": micro_batch,
+        "lr": 3e-3,
+        "min_lr": 3e-4,
+        "warmup_steps": 10,
+        "dtype": "fp32",
+        "aux_loss": 0.1,
+        "z_loss": 0.01,
+    }
+    pretrain = Pretrain.model_validate(settings | recipe)
     return Point(hidden=hidden, experts=experts, topk=topk, model=model, pretrain=pretrain)
 
 
@@ -91,7 +92,7 @@ def megatrons() -> Callable[[str, dict[str, torch.Tensor]], torch.Tensor]:
     """The curves of Megatron's own modules and optimizer from given weights, once for each shape."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 
-    from pipeline.engines.megatron import fast, modules, trainer
+    from pipeline.engines.megatron import fast, gpu, modules, trainer
 
     known: dict[str, torch.Tensor] = {}
 
@@ -102,6 +103,7 @@ def megatrons() -> Callable[[str, dict[str, torch.Tensor]], torch.Tensor]:
         if shape not in known:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(fast, "fits", lambda *_: False)
+                patch.setattr(gpu, "uses_gpu", lambda _: False)
                 patch.setattr(modules, "block_spec", own_spec)
                 patch.setattr(trainer, "trains_alone", lambda *_: False)
                 known[shape], _ = curves(point_of(shape), initial)

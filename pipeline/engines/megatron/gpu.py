@@ -81,8 +81,8 @@ def gpu_spec(config: TransformerConfig, arguments: dict[str, Any]) -> Transforme
 
 @jit_fuser
 def _loss_and_gradient(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of logits [T, V] and labels [T]: m - l_label with m = log sum exp(l), in fp32 [T], and softmax(l) - onehot(label),
-    rounded to the logits' precision [T, V].
+    """Of logits l [T, V] and labels [T]: log sum exp(l) - l_label in fp32 [T], and softmax(l) - onehot(label) rounded
+    to the logits' precision [T, V].
     """
     x = logits.float()
     largest = x.amax(1, keepdim=True)
@@ -109,7 +109,7 @@ class _HeadLoss(torch.autograd.Function):
     Logits are never whole. Those of a chunk give d_x = W^T (softmax(l) - onehot) and its part of
     d_W = sum_t (softmax(l_t) - onehot) x_t^T at once, in the forward pass; the backward pass multiplies both by d_y. So
     d_y has to be one number, as that of a mean is, or gradients are NaN; the other way would be to compute all logits
-    twice. d_W is summed in fp32, and added to the gradient buffer of Megatron's data-parallel wrapper where there is one.
+    twice. d_W is summed in fp32, and added to the gradient buffer of Megatron's data-parallel wrapper if there is one.
     """
 
     @staticmethod
@@ -157,9 +157,7 @@ class Head(ColumnParallelLinear):
         if labels is None:
             return super().forward(hidden, *options, **named)
         s, b, d = hidden.shape
-        losses = _HeadLoss.apply(
-            hidden.reshape(s * b, d), self.weight, labels.T.reshape(-1), torch.is_grad_enabled()
-        )
+        losses = _HeadLoss.apply(hidden.reshape(s * b, d), self.weight, labels.T.reshape(-1), torch.is_grad_enabled())
         return losses.view(s, b).T
 
 
@@ -208,7 +206,7 @@ class Router(TopKRouter):
 
 
 class _Copy(torch.autograd.Function):
-    """Copies [N, D] of tokens x [T, D], sorted by expert: copy n is of token `tokens[n]`. d_x is the sum over copies."""
+    """Copies [N, D] of tokens x [T, D], sorted by expert: copy n is of token `tokens[n]`. d_x sums over copies."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

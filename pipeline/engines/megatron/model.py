@@ -8,6 +8,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.config.recipes import Balance
 from pipeline.dag.point import Point
 from pipeline.engines.megatron import patches
 from pipeline.errors import PipelineError
+from pipeline.planning.cpu import cores
 from pipeline.planning.gpu_memory import misfit
 from pipeline.runtime.execution import Execution
 
@@ -157,7 +159,7 @@ def build_model(
         **arguments,
     ).to(device)
     if drawn:
-        initialise(model, point)
+        initialise(model, point, threads=cores() // execution.ranks or 1 if execution.on_gpu else 1)
     return model
 
 
@@ -166,7 +168,7 @@ def _leave(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def initialise(model: Any, point: Point) -> None:
+def initialise(model: Any, point: Point, threads: int = 1) -> None:
     """Draw the initial weights: matrices from N(0, std) with the architecture's `initial_std`, norms are 1.
 
     Every matrix (of every expert) has its own generator, seeded by the recipe's seed and the matrix's name in the whole
@@ -179,13 +181,15 @@ def initialise(model: Any, point: Point) -> None:
     ep_rank = parallel_state.get_expert_model_parallel_rank()
 
     def fill(target: torch.Tensor, name: str, axis: int | None) -> None:
-        whole_shape = [size * tp if i == axis else size for i, size in enumerate(target.shape)]
-        digest = hashlib.sha256(f"{point.pretrain.seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-        std = point.architecture.initial_std(point.shape, name)
-        whole = torch.empty(whole_shape).normal_(0.0, std, generator=generator)
-        target.copy_(whole if axis is None else whole.chunk(tp, axis)[tp_rank])
+        with torch.no_grad():  # which a thread has to say for itself
+            whole_shape = [size * tp if i == axis else size for i, size in enumerate(target.shape)]
+            digest = hashlib.sha256(f"{point.pretrain.seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+            std = point.architecture.initial_std(point.shape, name)
+            whole = torch.empty(whole_shape).normal_(0.0, std, generator=generator)
+            target.copy_(whole if axis is None else whole.chunk(tp, axis)[tp_rank])
 
+    parts: list[tuple[torch.Tensor, str, int | None]] = []
     for name, param in model.named_parameters():
         if param.dim() == 1:
             continue  # norms are made as ones
@@ -193,11 +197,12 @@ def initialise(model: Any, point: Point) -> None:
             _, _, local, rest = name.split(".", 3)
             name = f"decoder.layers.{model.decoder.layers[int(local)].layer_number - 1}.{rest}"
         if param.dim() == 3:  # stacked experts [E / ep, ...]
-            for i, expert in enumerate(param):
-                number = ep_rank * len(param) + i
-                fill(expert, name.replace(".experts.", f".{number}.experts."), None)
+            for i, expert in enumerate(param, start=ep_rank * len(param)):
+                parts.append((expert, name.replace(".experts.", f".{i}.experts."), None))
         else:
-            fill(param, name, param.partition_dim if getattr(param, "tensor_model_parallel", False) else None)
+            parts.append((param, name, param.partition_dim if getattr(param, "tensor_model_parallel", False) else None))
+    with ThreadPoolExecutor(threads) as pool:  # each matrix by one thread, as PyTorch draws
+        list(pool.map(fill, *zip(*parts, strict=True)))
 
 
 def count_parameters(model: Any) -> int:

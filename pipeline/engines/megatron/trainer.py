@@ -16,6 +16,11 @@ from pipeline.engines.megatron.alone import keep_freed_memory, step_alone, train
 from pipeline.engines.megatron.model import BALANCES
 
 
+def overlaps(replicas: int, device: torch.device) -> bool:
+    """Whether gradients and weights are sent while the GPU computes; on a CPU one would only wait for the other."""
+    return replicas > 1 and device.type == "cuda"
+
+
 @dataclass(frozen=True)
 class StepResult:
     """One optimizer step, the same on every rank. Losses are means over the global batch."""
@@ -55,11 +60,19 @@ class Trainer:
         self.device = next(model.parameters()).device
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.weights = model  # its names are those of checkpoints
+        self._weights = model
+        self.overlaps = overlaps(replicas, self.device)
         wrapped = Float16Module(config, model) if config.bf16 else model  # its outputs are fp32
         # Gradients are summed in fp32 over micro-batches and ranks, since in bf16 what many micro-batches add would be
         # lost. Each data parallel rank holds its share of the optimizer's state: 12 bytes per parameter over all.
-        sharing = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+        sharing = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=True,
+            # Gradients are sent while the backward pass of the last micro-batch goes on, and weights are fetched during
+            # the next forward pass, by hooks of the modules that hold them.
+            overlap_grad_reduce=self.overlaps,
+            overlap_param_gather=self.overlaps,
+        )
         self.model = DistributedDataParallel(config, sharing, wrapped)
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
@@ -73,6 +86,7 @@ class Trainer:
                 clip_grad=recipe.clip_grad,
                 bf16=config.bf16,
                 use_distributed_optimizer=True,
+                overlap_param_gather=self.overlaps,
                 params_dtype=config.params_dtype,
             ),
             [self.model],
@@ -85,6 +99,8 @@ class Trainer:
         # those of norms and routers over tensor parallel ranks, and all over data parallel ranks.
         config.grad_scale_func = self.optimizer.scale_loss
         config.finalize_model_grads_func = finalize_model_grads
+        if self.overlaps:
+            config.no_sync_func = self.model.no_sync  # for all micro-batches but the last
         if self.alone:
             config.finalize_model_grads_func = lambda *_, **__: None  # there is nobody to sum with
             self._zero_moments()
@@ -197,6 +213,13 @@ class Trainer:
         self.model.train()
         (loss,) = self._reduce([sum(x["loss"] for x in losses)])
         return loss / (count * self.replicas * self.tp)
+
+    @property
+    def weights(self) -> Any:
+        """The model, with the weights of the last step; its names are those of checkpoints. Called on all ranks."""
+        if self.overlaps:
+            self.model.start_param_sync(force_sync=True)  # they would come with the next forward pass
+        return self._weights
 
     def nonfinite(self) -> str | None:
         """The name of a weight of this rank that holds a NaN or an infinity, if there is one."""
