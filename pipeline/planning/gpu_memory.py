@@ -7,7 +7,8 @@ experts that a rank holds; it works on T = micro_batch * sequence_length / tp to
     gradients     4 (P_d + P_e)                               fp32, as they are summed
     AdamW         A (P_d / replicas + P_e / expert_replicas)  two moments, and in bf16 the weights, in fp32: A = 8 or 12
     activations   a T layer for each layer and micro-batch in flight, and one more for its gradients
-    logits        (b + 4) V T in bf16, 4 V T in fp32: the logits, and their fp32 copy that becomes the softmax
+    head          2 b V min(T, 4096) + 4 V D: logits of so many tokens with their gradients, and the head's gradient
+    logits        under tensor parallelism instead (b + 4) V T in bf16, 4 V T in fp32: whole, with their fp32 softmax
 
 a, P_d and P_e come from the architecture (`layer_activations`, `layer_params`, `end_params`). The first of pp pipeline
 stages has min(pp, micro-batches) micro-batches in flight, the last has one. What a layer keeps was counted on the
@@ -97,9 +98,15 @@ def _stage_memory(point: Point, layout: Layout, first: bool) -> Memory:
         gradients=4 * (dense + experts),
         optimizer=adam_bytes * (dense / layout.replicas + experts / layout.expert_replicas),
         activations=architecture.layer_activations(shape, value_bytes) * tokens * (layers * in_flight + 1),
-        # Under tensor parallelism the vocabulary is cut, not the tokens: the same quotient.
-        logits=(value_bytes + 4 if value_bytes == 2 else 4) * shape.vocab_size * tokens * has_head,
+        logits=_logits(point, layout, tokens) * has_head,
     )
+
+
+def _logits(point: Point, layout: Layout, tokens: float) -> float:
+    value_bytes, shape = BYTES[point.pretrain.dtype], point.shape
+    if layout.tp > 1:  # which cuts the vocabulary and not the tokens: the same quotient
+        return (value_bytes + 4 if value_bytes == 2 else 4) * shape.vocab_size * tokens
+    return shape.vocab_size * (2 * value_bytes * min(tokens, HEAD_TOKENS) + 4 * shape.hidden)
 
 
 def grpo_memory(point: Point, recipe: Grpo, layout: Layout) -> Memory:

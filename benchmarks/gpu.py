@@ -1,0 +1,337 @@
+"""Pre-training on one GPU, in less than 10 minutes: speed, memory, and whether its numbers are right.
+
+    python -m benchmarks.gpu                          from the repository's folder
+    python -m benchmarks.gpu --device cpu --tiny      the same path on a CPU, with models too small to say anything
+
+Speed: tokens a second and MFU (the share of the data sheet's bf16 FLOP/s that the model's FLOPs come to) at hidden 512,
+1024 and 2048 with 8 and 64 experts, the paper's vocabulary, sequences and micro-batches, one micro-batch a step, in
+bf16. Layers are cut to as many as `plan` says fit, and said. Ours stands against Megatron's own modules in the same
+trainer, and against transformers' Mixtral as its documentation trains it. What does not fit is tried with half the
+micro-batch, and so on; the cell says so. Memory: the peak that PyTorch allocated for ours, against `plan`'s estimate.
+
+Numbers: losses of 20 steps in fp32 against the CPU's; and logits in bf16 of a model and of its conversion.
+
+Needs torch and megatron-core, and what reads the configuration (pydantic, PyYAML). Without transformers, its cells say
+so. Engines are processes of their own, one after the other.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.pretrain import matmul_flops, megatron_step, transformers_step
+from pipeline.config.layouts import Layout
+from pipeline.config.recipes import Pretrain
+from pipeline.config.scales import Model
+from pipeline.dag.point import Point
+from pipeline.planning.gpu_memory import GB, GPUS, pretrain_memory
+from pipeline.runtime.execution import Execution, prepare_environment
+from pipeline.runtime.quiet import quietly
+
+OURS, STOCK, PEER = "ours", "Megatron's modules", "transformers"
+WARM_UP, STEPS, EQUAL_STEPS = 3, 10, 20
+LAYERS = (16, 8, 4, 2, 1)
+MICRO_BATCH = {(512, 8): 16, (512, 64): 16, (1024, 8): 16, (1024, 64): 8, (2048, 8): 8, (2048, 64): 2}  # the paper's
+USABLE = 0.9  # of a GPU's memory, to choose layers by
+ALONE = Layout.model_validate({})
+
+
+def point_of(hidden: int, experts: int, layers: int, micro_batch: int, tiny: bool, dtype: str) -> Point:
+    """A point of the paper's sizes, or one that a CPU trains in no time."""
+    sizes: dict[str, Any] = {"layers": layers}
+    if tiny:
+        sizes |= {"layers": 2, "head_size": 32, "vocab_size": 96, "sequence_length": 32}
+        hidden, micro_batch = hidden // 16, 4
+    recipe = {"steps": 1000, "global_batch": micro_batch, "micro_batch": micro_batch, "lr": 1e-3, "min_lr": 1e-4}
+    pretrain = Pretrain.model_validate(recipe | {"warmup_steps": 100, "dtype": dtype})
+    return Point(hidden=hidden, experts=experts, topk=2, model=Model.model_validate(sizes), pretrain=pretrain)
+
+
+def points_for(memory: float | None, tiny: bool) -> list[Point]:
+    """Those to be measured, with the most layers that fit into so many bytes (any, where that is None)."""
+    points = []
+    for (hidden, experts), micro_batch in MICRO_BATCH.items():
+        deep = [point_of(hidden, experts, n, micro_batch, tiny, "fp32" if tiny else "bf16") for n in LAYERS]
+        fitting = [p for p in deep if memory is None or pretrain_memory(p, ALONE).total <= USABLE * memory]
+        points += fitting[:1]
+    return points[:1] if tiny else points
+
+
+def data_of(point: Point, count: int) -> list[dict[str, Any]]:
+    """Sequences in which each token follows from the one before it, with a tenth drawn."""
+    import torch
+
+    generator, length, v = torch.Generator().manual_seed(0), point.model.sequence_length, point.model.vocab_size
+    ids = torch.randint(0, v, (count, length + 1), generator=generator)
+    drawn = torch.rand(ids.shape, generator=generator) < 0.1
+    for i in range(1, length + 1):
+        ids[:, i] = torch.where(drawn[:, i], ids[:, i], (7 * ids[:, i - 1] + 1) % v)
+    return [{"tokens": row[:-1], "labels": row[1:], "position_ids": torch.arange(length)} for row in ids]
+
+
+# --------------------------------------------------------------------------------------- in processes of their own
+
+
+def process(target: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns in a fresh process, or the error that it ends with."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_answer, args=(theirs, target, args), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        answer = RuntimeError("the process died")
+    child.join(10)
+    return answer
+
+
+def _answer(pipe: Any, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        pipe.send(target(*args))
+    except Exception as error:
+        pipe.send(RuntimeError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"))
+
+
+def about_device(device_name: str) -> dict[str, Any]:
+    """Name, memory and matrix-product speed."""
+    import torch
+
+    if device_name == "cpu":
+        return {
+            "name": "CPU",
+            "memory": None,
+            "matmul": matmul_flops(torch.device("cpu"), torch.float32, time.perf_counter),
+        }
+    device = torch.device("cuda", 0)
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "memory": min(free, total),
+        "matmul": matmul_flops(device, torch.bfloat16, time.perf_counter),
+        "versions": f"torch {torch.__version__}, CUDA {torch.version.cuda}",
+    }
+
+
+def speeds(engine: str, points: list[Point], device_name: str) -> list[dict[str, Any] | str]:
+    """For each point tokens a second, peak memory and micro-batch, or why there is none."""
+    execution = Execution(device=device_name)
+    with quietly(), ExitStack() as stack:
+        prepare_environment(execution)
+        import torch
+
+        from pipeline.engines.megatron import model as megatron
+
+        if engine == STOCK:
+            stock_modules(stack)
+        elif engine == OURS:
+            gpu_modules(stack)
+        device = stack.enter_context(megatron.session(execution))
+        return [speed(engine, point, execution, device, torch) for point in points]
+
+
+def stock_modules(stack: ExitStack) -> None:
+    """Have models built of Megatron's own modules, and stepped by its own optimizer."""
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+
+    from pipeline.engines.megatron import fast, gpu, modules, trainer
+
+    def spec(config: Any) -> Any:
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization=config.normalization)
+
+    for module, name, value in (
+        (fast, "fits", lambda *_: False),
+        (gpu, "uses_gpu", lambda _: False),
+        (modules, "block_spec", spec),
+        (trainer, "trains_alone", lambda *_: False),
+    ):
+        stack.enter_context(patch.object(module, name, value))
+
+
+def gpu_modules(stack: ExitStack) -> None:
+    """Have models built of the modules for a GPU, whatever the device is."""
+    from pipeline.engines.megatron import fast, gpu
+
+    stack.enter_context(patch.object(fast, "fits", lambda *_: False))
+    stack.enter_context(patch.object(gpu, "uses_gpu", lambda _: True))
+
+
+def speed(engine: str, point: Point, execution: Execution, device: Any, torch: Any) -> dict[str, Any] | str:
+    """Of one point, with the largest micro-batch that fits, from its own downwards."""
+    micro_batch = point.pretrain.micro_batch
+    while micro_batch:
+        sizes = {"micro_batch": micro_batch, "global_batch": micro_batch}
+        try:
+            return timed(engine, replace(point, pretrain=point.pretrain.model_copy(update=sizes)), execution, device)
+        except ImportError as error:
+            return f"no {error.name}"
+        except torch.OutOfMemoryError:
+            micro_batch //= 2
+        except Exception as error:  # one engine's failure is a cell of the table
+            return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        torch.cuda.empty_cache()
+    return "out of memory"
+
+
+def timed(engine: str, point: Point, execution: Execution, device: Any) -> dict[str, Any]:
+    import torch
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[point.pretrain.dtype]
+    batch, on_gpu = point.pretrain.global_batch, device.type == "cuda"
+    data = data_of(point, 2 * batch)
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    if engine == PEER:
+        step = transformers_step(point, device, dtype, data)
+    else:
+        step = megatron_step(point, execution, device, dtype, data)
+    times = []
+    for i in range(WARM_UP + STEPS):
+        begun = time.perf_counter()
+        step(i % 2)
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return {
+        "tokens_per_s": batch * point.model.sequence_length / statistics.median(times[WARM_UP:]),
+        "slowest": max(times[WARM_UP:]) / statistics.median(times[WARM_UP:]),
+        "peak": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "micro_batch": batch,
+    }
+
+
+def losses(point: Point, device_name: str, for_gpu: bool) -> list[float]:
+    """Of the first steps, of a model built as on a GPU or as on a CPU."""
+    execution = Execution(device=device_name)
+    with quietly(), ExitStack() as stack:
+        prepare_environment(execution)
+        import torch
+
+        from pipeline.engines.megatron import model as megatron
+        from pipeline.engines.megatron.trainer import Trainer
+
+        if for_gpu:
+            gpu_modules(stack)
+        data = data_of(point, EQUAL_STEPS * point.pretrain.global_batch)
+        with megatron.session(execution) as device:
+            trainer = Trainer(megatron.build_model(point, execution, device, torch.float32), point)
+            return [trainer.step(data, i).loss for i in range(EQUAL_STEPS)]
+
+
+def parity(point: Point, device_name: str) -> dict[str, float]:
+    """How far logits in bf16 of Megatron's model and of its conversion are from each other, and each from fp32's."""
+    execution = Execution(device=device_name)
+    with quietly(), tempfile.TemporaryDirectory() as folder:
+        prepare_environment(execution)
+        import torch
+        import transformers
+
+        from pipeline.engines.megatron import model as megatron
+        from pipeline.engines.megatron.weights import read_tensors, save_weights
+
+        architecture = point.architecture
+        with torch.no_grad(), megatron.session(execution) as device:
+            ours = megatron.build_model(point, execution, device, torch.bfloat16).eval()
+            save_weights(ours, Path(folder))
+            config = transformers.CONFIG_MAPPING[architecture.HF_TYPE](**architecture.hf_config(point.shape))
+            theirs = getattr(transformers, architecture.HF_CLASS)(config)
+            theirs.load_state_dict(architecture.hf_weights(point.shape, read_tensors(Path(folder))))
+            ids = torch.stack([row["tokens"] for row in data_of(point, 2)]).to(device)
+            places = torch.arange(ids.shape[1], device=device).expand_as(ids)
+            converted = theirs.to(device, torch.bfloat16).eval()(ids).logits.float()
+            exact = theirs.float()(ids).logits
+            logits = ours(ids, places, None).float()
+    return {
+        "apart": (logits - converted).abs().mean().item(),
+        "ours": (logits - exact).abs().mean().item(),
+        "theirs": (converted - exact).abs().mean().item(),
+        "size": exact.abs().mean().item(),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ main
+
+
+def cell(result: dict[str, Any] | str | Exception, point: Point, ours: dict[str, Any] | str | None = None) -> str:
+    """Tokens a second, and how many times as fast ours is."""
+    if not isinstance(result, dict):
+        return str(result)
+    text = f"{result['tokens_per_s']:,.0f}"
+    if isinstance(ours, dict):
+        text += f" ({ours['tokens_per_s'] / result['tokens_per_s']:.2f})"
+    return text + (
+        f", micro-batch {result['micro_batch']}" if result["micro_batch"] != point.pretrain.micro_batch else ""
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--tiny", action="store_true", help="models too small to say anything")
+    args = parser.parse_args()
+    begun = time.monotonic()
+    machine = process(about_device, args.device)
+    if isinstance(machine, Exception):
+        parser.error(f"no {args.device} device: {machine}")
+    kind = next((gpu for gpu in GPUS.values() if gpu.name in machine["name"].lower()), None)
+    best = kind.flops if kind else machine["matmul"]
+    print(
+        f"{machine['name']}; {machine.get('versions', '')}; matrix products {machine['matmul'] / 1e12:,.3g} TFLOP/s; ",
+        end="",
+    )
+    print(f"MFU is of {best / 1e12:,.3g} TFLOP/s ({'data sheet' if kind else 'the matrix products'})\n", flush=True)
+
+    points = points_for(machine["memory"], args.tiny)
+    results = {engine: process(speeds, engine, points, args.device) for engine in (OURS, STOCK, PEER)}
+    each = {name: found if isinstance(found, list) else [found] * len(points) for name, found in results.items()}
+    print("| point | layers | tokens/s | MFU | Megatron's modules | transformers | peak GB | plan | slowest step |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for i, point in enumerate(points):
+        ours, planned = each[OURS][i], pretrain_memory(point, ALONE).total
+        cells = [f"d{point.hidden}-E{point.experts}, {point.pretrain.micro_batch} sequences", f"{point.model.layers}"]
+        cells += [cell(ours, point), "-", *(cell(each[name][i], point, ours) for name in (STOCK, PEER)), "-"]
+        cells += [f"{planned / GB:.1f}", "-"]
+        if isinstance(ours, dict):
+            cells[3] = f"{ours['tokens_per_s'] * point.flops_per_token / best:.1%}"
+            cells[6] = f"{ours['peak'] / GB:.1f}" if ours["peak"] else "-"
+            cells[8] = f"{ours['slowest']:.2f}"
+        print(f"| {' | '.join(cells)} |")
+    print("\nIn brackets: how many times as many tokens a second ours makes.", flush=True)
+
+    small = point_of(1024, 8, 2, 4, True, "fp32")
+    here, there = process(losses, small, args.device, True), process(losses, small, "cpu", False)
+    if isinstance(here, list) and isinstance(there, list):
+        apart = [abs(a - b) / b for a, b in zip(here, there, strict=True)]
+        print(
+            f"Losses of {EQUAL_STEPS} steps in fp32, here and on the CPU: at most {max(apart):.1e} apart, as a share; ",
+            end="",
+        )
+        print(f"{there[0]:.4f} -> {there[-1]:.4f}", flush=True)
+    else:
+        print(f"Losses of {EQUAL_STEPS} steps: here {here}; on the CPU {there}", flush=True)
+
+    middle = point_of(1024 if args.tiny else 512, 8, 4, 1, args.tiny, "bf16")
+    found = process(parity, middle, args.device)
+    if isinstance(found, dict):
+        print(
+            f"Logits in bf16 of Megatron's model and of its conversion: {found['apart']:.1e} apart, in the mean; ",
+            end="",
+        )
+        print(f"{found['ours']:.1e} and {found['theirs']:.1e} from those in fp32, which are {found['size']:.1e} large")
+    else:
+        print(f"Conversion not compared: {found}")
+    print(f"{time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
