@@ -85,7 +85,8 @@ def transformers_step(point: Point, device: Any, dtype: Any, data: list[dict]) -
         experts_implementation="grouped_mm",
         attn_implementation="sdpa",
     )
-    model = getattr(transformers, architecture.HF_CLASS)(config).to(device, dtype)
+    with device:  # a GPU draws the weights of large models in no time
+        model = getattr(transformers, architecture.HF_CLASS)(config).to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, fused=True)
 
     def step(i: int) -> None:
