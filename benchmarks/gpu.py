@@ -103,23 +103,49 @@ def _answer(pipe: Any, target: Callable[..., Any], args: tuple[Any, ...]) -> Non
 
 
 def about_device(device_name: str) -> dict[str, Any]:
-    """Name, memory and matrix-product speed."""
+    """Name, memory and matrix-product speed; and what PyTorch takes there for what the modules leave to it."""
+    execution = Execution(device=device_name)
+    with quietly():
+        prepare_environment(execution)
+        import torch
+
+        device, dtype = torch.device(device_name), torch.bfloat16 if execution.on_gpu else torch.float32
+        about: dict[str, Any] = {"name": "CPU", "memory": None, "versions": f"torch {torch.__version__}"}
+        if execution.on_gpu:
+            about["name"], about["memory"] = torch.cuda.get_device_name(device), min(torch.cuda.mem_get_info(device))
+        about["matmul"] = matmul_flops(device, dtype, time.perf_counter)
+        return about | {"attention": attention_kernel(device), "accumulates": accumulates(device)}
+
+
+def attention_kernel(device: Any) -> str:
+    """PyTorch's operator for causal attention in bf16, on heads laid out as Megatron lays them out."""
+    import torch
+    import torch.nn.functional as F
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class See(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(function))
+            return function(*args, **kwargs or {})
+
+    heads = torch.randn(256, 2, 4, 3, 128, device=device, dtype=torch.bfloat16, requires_grad=True)  # [S, B, H, 3, C]
+    with See():
+        F.scaled_dot_product_attention(*heads.permute(3, 1, 2, 0, 4), is_causal=True)
+    return next((name.split(".")[1] for name in seen if "attention" in name), "written out")
+
+
+def accumulates(device: Any) -> bool:
+    """Whether a product of bf16 matrices can be added to fp32 at once, as the gradient of the head wants it."""
     import torch
 
-    if device_name == "cpu":
-        return {
-            "name": "CPU",
-            "memory": None,
-            "matmul": matmul_flops(torch.device("cpu"), torch.float32, time.perf_counter),
-        }
-    device = torch.device("cuda", 0)
-    free, total = torch.cuda.mem_get_info(device)
-    return {
-        "name": torch.cuda.get_device_name(device),
-        "memory": min(free, total),
-        "matmul": matmul_flops(device, torch.bfloat16, time.perf_counter),
-        "versions": f"torch {torch.__version__}, CUDA {torch.version.cuda}",
-    }
+    left, total = torch.ones(8, 8, device=device, dtype=torch.bfloat16), torch.ones(8, 8, device=device)
+    try:
+        torch.addmm(total, left, left, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return False
+    return bool(total[0, 0] == 9)
 
 
 def speeds(engine: str, points: list[Point], device_name: str) -> list[dict[str, Any] | str]:
@@ -285,11 +311,13 @@ def main() -> None:
         parser.error(f"no {args.device} device: {machine}")
     kind = next((gpu for gpu in GPUS.values() if gpu.name in machine["name"].lower()), None)
     best = kind.flops if kind else machine["matmul"]
+    print(f"{machine['name']}, {machine['versions']}; matrix products {machine['matmul'] / 1e12:,.3g} TFLOP/s")
+    print(f"MFU is of {best / 1e12:,.3g} TFLOP/s ({'data sheet' if kind else 'the matrix products'})")
+    print(f"attention: {machine['attention']}; ", end="")
     print(
-        f"{machine['name']}; {machine.get('versions', '')}; matrix products {machine['matmul'] / 1e12:,.3g} TFLOP/s; ",
-        end="",
+        f"the head's gradient is {'' if machine['accumulates'] else 'not '}added in the product that makes it\n",
+        flush=True,
     )
-    print(f"MFU is of {best / 1e12:,.3g} TFLOP/s ({'data sheet' if kind else 'the matrix products'})\n", flush=True)
 
     points = points_for(machine["memory"], args.tiny)
     results = {engine: process(speeds, engine, points, args.device) for engine in (OURS, STOCK, PEER)}
