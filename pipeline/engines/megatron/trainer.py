@@ -214,16 +214,16 @@ class Trainer:
         (loss,) = self._reduce([sum(x["loss"] for x in losses)])
         return loss / (count * self.replicas * self.tp)
 
+    def nonfinite(self) -> str | None:
+        """The name of a weight of this rank that holds a NaN or an infinity, if there is one."""
+        return next((name for name, p in self.weights.named_parameters() if not torch.isfinite(p).all()), None)
+
     @property
     def weights(self) -> Any:
         """The model, with the weights of the last step; its names are those of checkpoints. Called on all ranks."""
         if self.overlaps:
             self.model.start_param_sync(force_sync=True)  # they would come with the next forward pass
         return self._weights
-
-    def nonfinite(self) -> str | None:
-        """The name of a weight of this rank that holds a NaN or an infinity, if there is one."""
-        return next((name for name, p in self.weights.named_parameters() if not torch.isfinite(p).all()), None)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
