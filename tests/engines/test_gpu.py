@@ -1,6 +1,7 @@
 """Pre-training's modules for a GPU, run on a CPU: against Megatron's own, and across data parallel ranks."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,8 +161,10 @@ def test_what_they_do_not_compute_is_left_to_megatrons_modules() -> None:
 # ------------------------------------------------------------------------------------------- data parallel ranks
 
 
-def train_both_ways(rank: int, port: int, answers: Any) -> None:
-    """In one of two processes: losses and last weights without and with communication during the computation."""
+def train_both_ways(rank: int, port: int, folder: Path, answers: Any) -> None:
+    """In one of two processes: losses and last weights without and with communication during the computation, and the
+    loss of one more step, by the same trainer and by one that loads what it saved.
+    """
     import os
     from functools import partial
 
@@ -193,12 +196,18 @@ def train_both_ways(rank: int, port: int, answers: Any) -> None:
             last = [weight.detach().clone() for weight in training.weights.parameters()]
             differs = any(not torch.equal(a, b) for a, b in zip(stale, last, strict=True))
             results.append((losses, [weight.numpy() for weight in last], differs))
+        training.save(folder)
+        get_moe_layer_wise_logging_tracker().clear()
+        other = trainer.Trainer(megatron.build_model(point, execution, device, torch.float32, drawn=False), point)
+        other.load(folder)
+        results.append((training.step(data, 6).loss, other.step(data, 6).loss, training.step(data, 7).loss))
+        results[-1] += (other.step(data, 7).loss,)
     answers.put(results)
 
 
-def test_communication_during_the_computation_changes_nothing() -> None:
-    """Losses, validation and last weights are the same, but for the order in which the gradients' norm is summed; and
-    weights are read in the way that waits for them.
+def test_communication_during_the_computation_changes_nothing(tmp_path: Path) -> None:
+    """Losses, validation and last weights are the same, but for the order in which the gradients' norm is summed;
+    weights are read in the way that waits for them; and training continues exactly from what it saved.
     """
     import socket
 
@@ -209,7 +218,7 @@ def test_communication_during_the_computation_changes_nothing() -> None:
         port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     answers = context.Queue()
-    processes = [context.Process(target=train_both_ways, args=(rank, port, answers)) for rank in range(2)]
+    processes = [context.Process(target=train_both_ways, args=(rank, port, tmp_path, answers)) for rank in range(2)]
     for process in processes:
         process.start()
     try:
@@ -217,11 +226,12 @@ def test_communication_during_the_computation_changes_nothing() -> None:
     finally:
         for process in processes:
             process.kill()
-    for (losses, last, _), (losses_overlapping, last_overlapping, _) in ranks:
+    for (losses, last, _), (losses_overlapping, last_overlapping, _), (seventh, again, eighth, again_eighth) in ranks:
+        assert seventh == again and eighth == again_eighth != seventh
         assert losses == pytest.approx(losses_overlapping, rel=1e-6) and losses[-1] < losses[0]
         assert all(np.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(last, last_overlapping, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(ranks[0][1][1], ranks[1][1][1], strict=True))
-    assert not any(apart[2] for apart, _ in ranks) and any(during[2] for _, during in ranks)
+    assert not any(apart[2] for apart, *_ in ranks) and any(during[2] for _, during, _ in ranks)
 
 
 # ----------------------------------------------------------------------------------------------- initial weights
