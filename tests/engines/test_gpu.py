@@ -34,6 +34,26 @@ def test_losses_are_those_of_megatrons_modules(
     assert furthest(ours[:, 3], theirs[:, 3]) < 1e-5
 
 
+def test_in_bf16_losses_are_those_of_the_other_modules_to_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+
+    from pipeline.engines.megatron import gpu
+    from pipeline.engines.megatron.trainer import Trainer
+    from tests.engines.test_fast import Successors
+
+    rows = []
+    point, data = point_of(dtype="bf16"), Successors()
+    for on_gpu in (True, False):
+        monkeypatch.setattr(gpu, "uses_gpu", lambda _, answer=on_gpu: answer)
+        get_moe_layer_wise_logging_tracker().clear()
+        with megatron.session(CPU) as device:
+            trainer = Trainer(megatron.build_model(point, CPU, device, torch.bfloat16), point)
+            assert isinstance(trainer.weights.output_layer, gpu.Head) is on_gpu
+            steps = [trainer.step(data, i) for i in range(10)]
+        rows.append(torch.tensor([[r.loss, r.load_balance, r.z_loss, r.grad_norm] for r in steps]))
+    assert furthest(rows[0][:, :3], rows[1][:, :3]) < 5e-3 and furthest(rows[0][:, 3], rows[1][:, 3]) < 2e-2
+
+
 @pytest.mark.parametrize("planted", ["rows", "z_loss", "angle"])
 def test_a_planted_error_is_seen(
     planted: str, megatrons: Callable[..., torch.Tensor], for_gpu: None, monkeypatch: pytest.MonkeyPatch
