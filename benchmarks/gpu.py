@@ -16,6 +16,7 @@ so. Engines are processes of their own, one after the other.
 """
 
 import argparse
+import gc
 import multiprocessing
 import statistics
 import tempfile
@@ -214,6 +215,7 @@ def timed(engine: str, point: Point, execution: Execution, device: Any) -> dict[
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[point.pretrain.dtype]
     batch, on_gpu = point.pretrain.global_batch, device.type == "cuda"
     data = data_of(point, 2 * batch)
+    gc.collect()  # trainers and models refer to each other
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
