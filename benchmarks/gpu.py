@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -83,24 +84,16 @@ def data_of(point: Point, count: int) -> list[dict[str, Any]]:
 
 def process(target: Callable[..., Any], *args: Any) -> Any:
     """What a function returns in a fresh process, or the error that it ends with."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_answer, args=(theirs, target, args), daemon=True)
-    child.start()
-    theirs.close()
-    try:
-        answer = ours.recv()
-    except EOFError:
-        answer = RuntimeError("the process died")
-    child.join(10)
-    return answer
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(target, *args).result()
+        except Exception as error:
+            return RuntimeError(brief(error))
 
 
-def _answer(pipe: Any, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    try:
-        pipe.send(target(*args))
-    except Exception as error:
-        pipe.send(RuntimeError(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"))
+def brief(error: Exception) -> str:
+    """Its kind and first line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}" if str(error) else type(error).__name__
 
 
 def about_device(device_name: str) -> dict[str, Any]:
@@ -158,16 +151,14 @@ def speeds(engine: str, points: list[Point], device_name: str) -> list[dict[str,
 
         from pipeline.engines.megatron import model as megatron
 
-        if engine == STOCK:
-            stock_modules(stack)
-        elif engine == OURS:
-            gpu_modules(stack)
+        if engine != PEER:
+            use_modules(engine, stack)
         device = stack.enter_context(megatron.session(execution))
         return [speed(engine, point, execution, device, torch) for point in points]
 
 
-def stock_modules(stack: ExitStack) -> None:
-    """Have models built of Megatron's own modules, and stepped by its own optimizer."""
+def use_modules(engine: str, stack: ExitStack) -> None:
+    """Have models built of ours for a GPU, whatever the device is, or of Megatron's own with its optimizer's step."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 
     from pipeline.engines.megatron import fast, gpu, modules, trainer
@@ -175,21 +166,11 @@ def stock_modules(stack: ExitStack) -> None:
     def spec(config: Any) -> Any:
         return get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization=config.normalization)
 
-    for module, name, value in (
-        (fast, "fits", lambda *_: False),
-        (gpu, "uses_gpu", lambda _: False),
-        (modules, "block_spec", spec),
-        (trainer, "trains_alone", lambda *_: False),
-    ):
+    replaced = [(fast, "fits", lambda *_: False), (gpu, "uses_gpu", lambda _: engine == OURS)]
+    if engine == STOCK:
+        replaced += [(modules, "block_spec", spec), (trainer, "trains_alone", lambda *_: False)]
+    for module, name, value in replaced:
         stack.enter_context(patch.object(module, name, value))
-
-
-def gpu_modules(stack: ExitStack) -> None:
-    """Have models built of the modules for a GPU, whatever the device is."""
-    from pipeline.engines.megatron import fast, gpu
-
-    stack.enter_context(patch.object(fast, "fits", lambda *_: False))
-    stack.enter_context(patch.object(gpu, "uses_gpu", lambda _: True))
 
 
 def speed(engine: str, point: Point, execution: Execution, device: Any, torch: Any) -> dict[str, Any] | str:
@@ -204,7 +185,7 @@ def speed(engine: str, point: Point, execution: Execution, device: Any, torch: A
         except torch.OutOfMemoryError:
             micro_batch //= 2
         except Exception as error:  # one engine's failure is a cell of the table
-            return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            return brief(error)
         torch.cuda.empty_cache()
     return "out of memory"
 
@@ -249,7 +230,7 @@ def losses(point: Point, device_name: str, for_gpu: bool) -> list[float]:
         from pipeline.engines.megatron.trainer import Trainer
 
         if for_gpu:
-            gpu_modules(stack)
+            use_modules(OURS, stack)
         data = data_of(point, EQUAL_STEPS * point.pretrain.global_batch)
         with megatron.session(execution) as device:
             trainer = Trainer(megatron.build_model(point, execution, device, torch.float32), point)
