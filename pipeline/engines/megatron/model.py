@@ -179,9 +179,10 @@ def initialise(model: Any, point: Point, threads: int = 1) -> None:
 
     tp, tp_rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
     ep_rank = parallel_state.get_expert_model_parallel_rank()
+    inference = torch.is_inference_mode_enabled()
 
     def fill(target: torch.Tensor, name: str, axis: int | None) -> None:
-        with torch.no_grad():  # which a thread has to say for itself
+        with torch.inference_mode(inference), torch.no_grad():  # which each thread has to say for itself
             whole_shape = [size * tp if i == axis else size for i, size in enumerate(target.shape)]
             digest = hashlib.sha256(f"{point.pretrain.seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
