@@ -125,7 +125,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=8, rate=13.9e6),
     ),
     "pretrain": Stage(
-        version=3,
+        version=4,
         unit=("point",),
         jobs=upstream.each_trained_point,
         inputs=upstream.pretrain_inputs,

@@ -145,13 +145,19 @@ class PretrainMetrics(Metrics):
 
     Attributes:
         train_loss: nats per token, mean over the last steps; `validation_loss` is that of the end.
+        train_loss_stderr, train_loss_n: standard error over these steps' batches, and their number; likewise of
+            `validation_loss`. None where there was one batch.
         load_balance: of the experts, mean over the last steps; 1 is perfect.
         flops: of all training.
         kept: variant ("step-001000") -> what is known of its intermediate checkpoint.
     """
 
     train_loss: float
+    train_loss_stderr: float | None
+    train_loss_n: int
     validation_loss: float
+    validation_loss_stderr: float | None
+    validation_loss_n: int
     load_balance: float
     total_params: int
     active_params: int

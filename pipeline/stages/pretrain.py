@@ -15,7 +15,8 @@ is finished, or past a step, can no longer keep it.
 
 Publishes `checkpoint/` (safetensors, one file per rank, weights only), `kept/step-<step>/` likewise, `metrics.parquet`
 (one row per step: step, loss, load_balance, z_loss, grad_norm, lr, tokens, flops) and `validation.parquet` (step,
-tokens, loss). Losses are nats per token. Meanwhile TensorBoard has the same as curves (pipeline/runtime/curves.py).
+tokens, loss, loss_stderr: the standard error over the evaluated batches). Losses are nats per token. Meanwhile
+TensorBoard has the same as curves (pipeline/runtime/curves.py).
 """
 
 import json
@@ -27,7 +28,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,12 +146,11 @@ def train(plan: Plan) -> None:
             if step in keeping:
                 keep(plan, trainer.weights, keeping[step])
             if step % recipe.eval_interval == 0 or last:
-                evaluations.append(done | {"loss": trainer.evaluate(validation)})
-                if not math.isfinite(evaluations[-1]["loss"]):
-                    raise PipelineError(
-                        f"{point.name}: validation loss {evaluations[-1]['loss']} at step {step}: {WAY_OUT}"
-                    )
-                curves.write(step, "validation", {"loss": evaluations[-1]["loss"]})
+                loss, stderr = mean_and_stderr(trainer.evaluate(validation))
+                if not math.isfinite(loss):
+                    raise PipelineError(f"{point.name}: validation loss {loss} at step {step}: {WAY_OUT}")
+                evaluations.append(done | {"loss": loss, "loss_stderr": stderr})
+                curves.write(step, "validation", {"loss": loss})
             stop = result.stop and not last
             if step % execution.save_interval == 0 or last or stop:
                 if wrong := trainer.nonfinite():  # or it would replace a save that is good
@@ -178,6 +178,12 @@ def train(plan: Plan) -> None:
                 write_atomic(plan.state / SPEED, json.dumps(statistics.median(speeds)))
         dist.barrier()
         save_weights(trainer.weights, plan.out / "checkpoint")
+
+
+def mean_and_stderr(losses: Sequence[float]) -> tuple[float, float]:
+    """Over batches, each drawn by itself; of a single one the standard error is unknown, and NaN."""
+    several = len(losses) > 1
+    return statistics.fmean(losses), statistics.stdev(losses) / math.sqrt(len(losses)) if several else math.nan
 
 
 @contextmanager
@@ -277,11 +283,18 @@ def publish_kept(plan: Plan) -> None:
 # --------------------------------------------------------------------------------------------------------- record
 
 
+def known(value: float) -> float | None:
+    """None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
 def summary(plan: Plan) -> dict[str, Any]:
     """The record's metrics, from the files just written."""
     rows = pd.read_parquet(plan.out / "metrics.parquet")
     validation = pd.read_parquet(plan.out / "validation.parquet")
     point, end = plan.point, rows.iloc[-1]
+    last, held_out = rows["loss"].tail(LAST_STEPS), validation.iloc[-1]
+    (train_loss, train_stderr), held_out_stderr = mean_and_stderr(last.tolist()), float(held_out["loss_stderr"])
     kept = {name: step for name, step in point.kept.items() if (plan.out / "kept" / name).exists()}
     losses = {
         name: KeptStep(
@@ -292,8 +305,12 @@ def summary(plan: Plan) -> dict[str, Any]:
         for name, step in kept.items()
     }
     return PretrainMetrics(
-        train_loss=float(rows["loss"].tail(LAST_STEPS).mean()),
-        validation_loss=float(validation["loss"].iloc[-1]),
+        train_loss=train_loss,
+        train_loss_stderr=known(train_stderr),
+        train_loss_n=len(last),
+        validation_loss=float(held_out["loss"]),
+        validation_loss_stderr=known(held_out_stderr),
+        validation_loss_n=point.pretrain.eval_batches,
         load_balance=float(rows["load_balance"].tail(LAST_STEPS).mean()),
         total_params=point.total_params,
         active_params=point.active_params,

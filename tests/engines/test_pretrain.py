@@ -77,7 +77,7 @@ def assert_same_result(dag: Dag, results: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dag, Path, Record]:
     """A run of 60 steps without interruptions."""
-    dag, results = make(tmp_path_factory.mktemp("undisturbed"), steps=60, micro_batch=8)
+    dag, results = make(tmp_path_factory.mktemp("undisturbed"), steps=60, micro_batch=8, eval_batches=2)
     return dag, results, pretrain(dag, results)
 
 
@@ -93,7 +93,17 @@ def test_a_model_learns_and_its_record_agrees_with_its_tables(undisturbed: tuple
     assert list(validation["step"]) == [10, 20, 30, 40, 50, 60]
     assert record.metrics["validation_loss"] == validation["loss"].iloc[-1]
     assert abs(record.metrics["validation_loss"] - rows["loss"].iloc[-1]) < 0.5
+    assert record.metrics["train_loss_stderr"] == pytest.approx(rows["loss"].tail(50).sem())
+    assert record.metrics["validation_loss_stderr"] == validation["loss_stderr"].iloc[-1]
+    assert 0 < validation["loss_stderr"].iloc[-1] < 0.2 and record.metrics["validation_loss_n"] == 2
     assert_curves_agree(dag, results)
+
+
+def test_the_standard_error_is_over_batches_and_unknown_of_a_single_one() -> None:
+    from pipeline.stages.pretrain import mean_and_stderr
+
+    assert mean_and_stderr([1.0, 2.0, 3.0]) == (2.0, pytest.approx(3**-0.5))
+    assert mean_and_stderr([2.5]) == (2.5, pytest.approx(float("nan"), nan_ok=True))
 
 
 def test_the_published_checkpoint_holds_the_weights_and_no_optimizer(undisturbed: tuple[Dag, Path, Record]) -> None:
@@ -114,7 +124,7 @@ def wait_for_save(state: Path, process: subprocess.Popen[bytes] | None = None) -
 def test_training_resumed_after_a_kill_equals_undisturbed_training(
     undisturbed: tuple[Dag, Path, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dag, results = make(tmp_path, steps=60, micro_batch=8)
+    dag, results = make(tmp_path, steps=60, micro_batch=8, eval_batches=2)
     job = pretrain_job(dag)
     command = [sys.executable, "-m", "pipeline.stages.pretrain", "--config", str(tmp_path / "config/grid.yaml")]
     command += ["--results", str(results), "--scale", dag.name, "--point", str(job.point), "--device", "cpu"]
@@ -136,7 +146,7 @@ def test_training_resumed_after_a_kill_equals_undisturbed_training(
 def test_a_terminated_run_saves_its_last_step_and_continues_from_it(
     undisturbed: tuple[Dag, Path, Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dag, results = make(tmp_path, steps=60, micro_batch=8)
+    dag, results = make(tmp_path, steps=60, micro_batch=8, eval_batches=2)
 
     def terminate() -> None:
         wait_for_save(results / ".state" / pretrain_job(dag).folder)

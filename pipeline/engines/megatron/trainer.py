@@ -205,14 +205,14 @@ class Trainer:
             stop=stops > 0,
         )
 
-    def evaluate(self, dataset: Any) -> float:
-        """Mean loss over the first `eval_batches` global batches of the validation data."""
+    def evaluate(self, dataset: Any) -> list[float]:
+        """Mean loss of each of the first `eval_batches` global batches of the validation data."""
         count = self.recipe.eval_batches * self.micro_batches
         self.model.eval()
-        losses = self._run(self._batches(dataset, 0, count), count, forward_only=True)
+        losses = [x["loss"] for x in self._run(self._batches(dataset, 0, count), count, forward_only=True)]
         self.model.train()
-        (loss,) = self._reduce([sum(x["loss"] for x in losses)])
-        return loss / (count * self.replicas * self.tp)
+        batches = self._reduce([sum(losses[i : i + self.micro_batches]) for i in range(0, count, self.micro_batches)])
+        return [loss / (self.micro_batches * self.replicas * self.tp) for loss in batches]
 
     def nonfinite(self) -> str | None:
         """The name of a weight of this rank that holds a NaN or an infinity, if there is one."""
