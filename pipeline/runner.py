@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from pipeline.runtime.execution import Execution, end_processes, prepare_environ
 from pipeline.runtime.gpu_locks import own_devices
 from pipeline.runtime.quiet import quietly, reader_is_gone
 from pipeline.runtime.scheduler import notice
+from pipeline.runtime.usage import Usage
 
 JOB = "MOE_SPARSITY_JOB"  # environment variable by which the processes of a job are known
 FAILURE = "failure.json"  # the last error of a job; gone when it succeeds
@@ -125,13 +125,6 @@ def _hardware(execution: Execution) -> dict[str, Any]:
     return hardware
 
 
-def _usage() -> tuple[float, float]:
-    """CPU seconds of this process and its finished children, and the largest resident set of any of them in MiB."""
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = sum(u.ru_utime + u.ru_stime for u in (own, children))
-    return seconds, max(own.ru_maxrss, children.ru_maxrss) / 1024
-
-
 def _read_inputs(
     dag: Experiment, job: Job, results: Path
 ) -> tuple[dict[str, Path], dict[str, Record], list[InputEntry]]:
@@ -198,10 +191,11 @@ def execute(
         ctx = Context(job, dag, inputs, state, out, execution, Progress(state_root), events, records)
         os.environ[JOB] = mark
         try:
-            metrics = run(ctx)
+            with Usage(JOB, mark) as usage:
+                metrics = run(ctx)
         finally:
             del os.environ[JOB]
-        cpu, rss = _usage()
+        cpu, memory = usage.total()
         outputs: list[FileEntry] = manifest(out)
         record = Record(
             stage=job.stage,
@@ -224,7 +218,7 @@ def execute(
             started=started.isoformat(timespec="seconds"),
             wall_s=round(time.monotonic() - begun, 3),
             cpu_s=round(cpu, 3),
-            peak_rss_mb=round(rss, 1),
+            peak_rss_mb=round(memory, 1),
         )
         store.publish(out, folder, record)
         _note(state_root, "published", expected_fingerprint)

@@ -87,8 +87,7 @@ class Record(BaseModel):
 
     `outputs` and `metrics` are the artifact's content: on a CPU they follow from its identity alone, byte for byte.
     What its `Dag.screens` found is in `screening`. What was measured while making it is in `timing`, `wall_s`, `cpu_s`
-    and `peak_rss_mb`; the last two are of the stage's process and its finished children. Ray's processes, in which GRPO
-    runs, are not among them.
+    and `peak_rss_mb`; the last two are of the stage's process and of those it started (pipeline/runtime/usage.py).
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -24,6 +24,7 @@ processes).
 import argparse
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pipeline.commands.common import add_common
@@ -152,11 +153,10 @@ def calibration(plan: Plan) -> list[str]:
         if not finished:
             continue
         if plan.on_cpu:
-            lines.append(
-                f"{stage}: {paces(plan.dag, finished)[stage]:.2f} times the stated time by {len(finished)} records"
-            )
+            pace = median(paces(plan.dag, finished)[stage])
+            lines.append(f"{stage}: {pace:.2f} times the stated time by {len(finished)} records")
         else:
-            rate = rates(finished)[stage]
+            rate = median(rates(finished)[stage])
             mfu = rate / GPUS[plan.device].flops
             lines.append(f"{stage}: {rate:.3g} FLOP/s per GPU by {len(finished)} records, MFU {mfu:.1%}")
         for cost in finished:

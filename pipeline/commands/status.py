@@ -52,9 +52,12 @@ def counted(report: dict[str, Any]) -> str:
 def state_of(dag: Experiment, surveyed: Survey, job: Job, results: Path) -> State:
     """What can be said of one job from its record and its state folder."""
     root = results / STATE / job.folder
+    made = job in surveyed.recorded and job not in surveyed.stale
+    if not root.exists():  # of thousands of jobs most have not begun
+        return State("done" if made else "old" if job in surveyed.stale else "-")
     if store.is_locked(root / "lock"):
         return running(job, root)
-    if job not in surveyed.stale and (results / job.record).exists():
+    if made:
         return State("done")
     try:
         failure = json.loads((root / FAILURE).read_text())

@@ -1,6 +1,7 @@
 """A job of the DAG: what it is of, and where its artifact, its record and its log lie."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.artifacts.record import RECORD
@@ -20,7 +21,7 @@ class Job:
     point: str | None = None
     variant: str | None = None
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Where the artifact lies, relative to the results folder."""
         parts = [self.scale, *["data"] * STAGES[self.stage].data, self.source, self.point, self.stage, self.variant]

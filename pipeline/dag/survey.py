@@ -14,11 +14,13 @@ class Survey:
     """What a scale's records say.
 
     Attributes:
+        recorded: jobs that have a record.
         stale: jobs with a record of another identity, or made from other inputs, or from other content than their
             inputs have now.
         unsettled: those, the jobs without a record, and all that is downstream of either.
     """
 
+    recorded: frozenset[Job]
     stale: frozenset[Job]
     unsettled: frozenset[Job]
 
@@ -49,7 +51,7 @@ def survey(dag: Experiment, results: Path) -> Survey:
     for job in dag.jobs:  # upstream first
         if job not in recorded or job in stale or not unsettled.isdisjoint(dag.inputs(job).values()):
             unsettled.add(job)
-    return Survey(frozenset(stale), frozenset(unsettled))
+    return Survey(frozenset(recorded), frozenset(stale), frozenset(unsettled))
 
 
 def _is_current(dag: Experiment, job: Job, identity: Identity | None, recorded: dict[Job, Identity | None]) -> bool:

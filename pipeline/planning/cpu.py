@@ -7,8 +7,7 @@ Work is FLOPs, and bytes of text for corpus and tokenize; starts and rates are t
 """
 
 import os
-from heapq import heapreplace
-from statistics import median
+from heapq import heapify, heappop, heappush, heapreplace
 
 from pipeline.dag.dag import Dag, Job
 from pipeline.dag.stages import STAGES
@@ -18,11 +17,6 @@ def stated_hours(stage: str, work: float) -> float:
     """Hours of a process without any record to go by."""
     row = STAGES[stage].on_cpu
     return (row.start_s + work / row.rate) / 3600
-
-
-def pace(actual_to_stated: list[float]) -> float:
-    """How many times the stated time a stage takes here: the median over its finished jobs, 1 without any."""
-    return median(actual_to_stated) if actual_to_stated else 1.0
 
 
 def cores() -> int:
@@ -41,12 +35,28 @@ def elapsed_hours(dag: Dag, hours: dict[Job, float], slots: int) -> float:
     Args:
         hours: what each job that remains takes; the others are there.
     """
-    inputs = {job: [upstream for upstream in dag.inputs(job).values() if upstream in hours] for job in hours}
-    free, ends = [0.0] * slots, dict[Job, float]()
-    while len(ends) < len(hours):
-        startable = [job for job in hours if job not in ends and all(upstream in ends for upstream in inputs[job])]
-        ready = {job: max([free[0], *(ends[upstream] for upstream in inputs[job])]) for job in startable}
-        job = min(startable, key=ready.__getitem__)
-        ends[job] = ready[job] + hours[job]
-        heapreplace(free, ends[job])
-    return max(ends.values(), default=0.0)
+    reads = {job: [upstream for upstream in dag.inputs(job).values() if upstream in hours] for job in hours}
+    readers: dict[Job, list[Job]] = {job: [] for job in hours}
+    for job, upstreams in reads.items():
+        for upstream in upstreams:
+            readers[upstream].append(job)
+    order = {job: i for i, job in enumerate(hours)}
+    missing, released = {job: len(upstreams) for job, upstreams in reads.items()}, dict.fromkeys(hours, 0.0)
+    # (when its inputs are there, place, job) of those whose inputs have an end; (place, job) of those that could begin.
+    waiting = [(0.0, order[job], job) for job in hours if not reads[job]]
+    startable: list[tuple[int, Job]] = []
+    free, last = [0.0] * slots, 0.0
+    heapify(waiting)
+    while waiting or startable:
+        while waiting and (not startable or waiting[0][0] <= free[0]):
+            heappush(startable, heappop(waiting)[1:])
+        _, job = heappop(startable)
+        end = max(free[0], released[job]) + hours[job]
+        heapreplace(free, end)
+        last = max(last, end)
+        for reader in readers[job]:
+            missing[reader] -= 1
+            released[reader] = max(released[reader], end)
+            if not missing[reader]:
+                heappush(waiting, (released[reader], order[reader], reader))
+    return last

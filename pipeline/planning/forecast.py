@@ -9,7 +9,9 @@ finished jobs.
 """
 
 import json
+from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, mode
@@ -87,15 +89,15 @@ def make(dag: Dag, layouts: Layouts, results: Path, device: str, mfu: float) -> 
     """Cost every job of a scale. Reads records, writes nothing."""
     layouts.check(dag.points, those(laid_out=True))
     jobs = [_cost(dag, job, layouts, results, device) for job in dag.jobs]
-    for cost in jobs:
-        finished = [
-            other for other in jobs if other is not cost and other.job.stage == cost.job.stage and other.actual_h
-        ]
+    measured = paces(dag, jobs) if device == CPU else rates(jobs)
+    for cost in jobs:  # by the finished jobs of its stage without its own, so that a prediction can be checked
+        others, stage = measured.get(cost.job.stage, []), cost.job.stage
         if device == CPU:
-            cost.predicted_h = stated_on_cpu(dag, cost) * paces(dag, finished).get(cost.job.stage, 1.0)
-        elif cost.job.stage in COMPUTING:
-            rate = rates(finished).get(cost.job.stage) or _stated(device, mfu, cost.job.stage)
-            cost.predicted_h = cost.flops / rate / 3600
+            stated_h = stated_on_cpu(dag, cost)
+            cost.predicted_h = stated_h * (_median(others, cost.actual_h and cost.actual_h / stated_h) or 1.0)
+        elif stage in COMPUTING:
+            reached = _median(others, cost.actual_h and cost.flops / cost.actual_h / 3600)
+            cost.predicted_h = cost.flops / (reached or _stated(device, mfu, stage)) / 3600
     refusals = [_refusal(dag, cost, device) for cost in jobs if cost.remains]
     return Plan(dag, device, mfu, jobs, [refusal for refusal in refusals if refusal])
 
@@ -126,13 +128,30 @@ def stated_on_cpu(dag: Dag, cost: Cost) -> float:
     return cpu.stated_hours(cost.job.stage, cost.flops or costs.text_bytes(dag, cost.job))
 
 
-def paces(dag: Dag, jobs: list[Cost]) -> dict[str, float]:
-    """How many times its stated time each stage took on CPUs, by its finished jobs."""
-    taken = defaultdict(list)
+def paces(dag: Dag, jobs: list[Cost]) -> dict[str, list[float]]:
+    """How many times its stated time each finished job took on CPUs: by stage, ascending."""
+    return _by_stage(jobs, lambda cost, actual_h: actual_h / stated_on_cpu(dag, cost))
+
+
+def rates(jobs: list[Cost]) -> dict[str, list[float]]:
+    """FLOP/s per process that each finished job reached: by stage, ascending."""
+    return _by_stage(jobs, lambda cost, actual_h: cost.flops / actual_h / 3600)
+
+
+def _by_stage(jobs: list[Cost], measure: Callable[[Cost, float], float]) -> dict[str, list[float]]:
+    found = defaultdict(list)
     for cost in jobs:
         if cost.actual_h:
-            taken[cost.job.stage].append(cost.actual_h / stated_on_cpu(dag, cost))
-    return {stage: cpu.pace(ratios) for stage, ratios in taken.items()}
+            found[cost.job.stage].append(measure(cost, cost.actual_h))
+    return {stage: sorted(values) for stage, values in found.items()}
+
+
+def _median(ordered: list[float], without: float | None) -> float | None:
+    """Of ascending values but one; None if there are none. Never quadratic in what thousands of jobs compare."""
+    if without:
+        place = bisect_left(ordered, without)
+        ordered = ordered[:place] + ordered[place + 1 :]
+    return median(ordered) if ordered else None
 
 
 def _stated(device: str, mfu: float, stage: str) -> float:
@@ -147,15 +166,6 @@ def _record(results: Path, job: Job) -> dict[str, Any]:
         return record if isinstance(record, dict) and isinstance(record.get("fingerprint"), str) else {}
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def rates(jobs: list[Cost]) -> dict[str, float]:
-    """FLOP/s per process that each stage reached, median over its finished jobs."""
-    reached = defaultdict(list)
-    for cost in jobs:
-        if cost.actual_h:
-            reached[cost.job.stage].append(cost.flops / cost.actual_h / 3600)
-    return {stage: median(rates) for stage, rates in reached.items()}
 
 
 def _cost(dag: Dag, job: Job, layouts: Layouts, results: Path, device: str) -> Cost:

@@ -103,7 +103,7 @@ def publish(dag: Dag, job: Job, results: Path, metrics: dict[str, int]) -> None:
 
 def test_what_records_say_is_stale_or_unsettled(tmp_path, monkeypatch):
     dag, results = Dag.load("smoke", grid_file(tmp_path)), tmp_path / "results"
-    assert survey(dag, results) == Survey(frozenset(), frozenset(dag.jobs)), "nothing is made yet"
+    assert survey(dag, results) == Survey(frozenset(), frozenset(), frozenset(dag.jobs)), "nothing is made yet"
     corpora, tokenizer = dag.of("corpus"), dag.of("tokenizer")[0]
     for job in (*corpora, tokenizer):
         publish(dag, job, results, {"n": 1})
