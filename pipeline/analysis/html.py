@@ -21,6 +21,7 @@ from pipeline.analysis import claims, setup_tables, tables, verdicts
 from pipeline.analysis.absent import absent
 from pipeline.analysis.answer import answer
 from pipeline.analysis.metrics import Key, words
+from pipeline.analysis.timeline import timeline
 from pipeline.dag.point import Point, short
 from pipeline.planning.words import duration
 
@@ -77,6 +78,7 @@ def render(
         formulas=[(formula.name, formula.line) for formula in stated] + FORMULAS,
         grid=setup_tables.models(points).to_dict("records"),
         stages=_stages(records),
+        timeline=packed(timeline(records)),
         versions=_versions(records),
         machines=_distinct(f"{r['hardware']} · {r['execution']}" for r in map(_readable, records)),
         commits=_distinct(r["commit"] or "not under version control" for r in records),
@@ -157,12 +159,20 @@ def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def packed(figure: dict[str, Any]) -> dict[str, Any]:
+    """The figure with its specification as the page holds it.
+
+    gzip makes a twentieth of it: the page of 65 models has 3 MB of specifications.
+    """
+    text = json.dumps(figure["spec"], sort_keys=True)
+    return figure | {"spec": encoded(gzip.compress(text.encode(), mtime=0))}
+
+
 def drawn_figures(folder: Path) -> list[dict[str, Any]]:
     """What a folder's `figures.json` describes, with each figure's specification, and the SVG of the first."""
     described = json.loads((folder / "figures.json").read_text())
     for figure in described:
-        # gzip makes a twentieth of it: the page of 65 models has 3 MB of specifications.
-        figure["spec"] = encoded(gzip.compress((folder / f"{figure['name']}.json").read_bytes(), mtime=0))
+        figure |= packed({"spec": json.loads((folder / f"{figure['name']}.json").read_text())})
         if figure["name"] == FINDING:
             figure["data"] = f"data:image/svg+xml;base64,{encoded((folder / f'{FINDING}.svg').read_bytes())}"
     return described

@@ -226,7 +226,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=6),
     ),
     "report": Stage(
-        version=5,
+        version=6,
         unit=(),
         jobs=upstream.one_job,
         inputs=upstream.report_inputs,

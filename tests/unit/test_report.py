@@ -78,11 +78,14 @@ def test_page_is_well_formed_and_every_link_stays_within_it(page):
 def test_page_embeds_every_figure_with_an_alt_text(made, page):
     described = json.loads((made / "figures" / "figures.json").read_text())
     parsed = Page(page)
-    assert [chart["aria-label"] for chart in parsed.charts] == [figure["alt"] for figure in described]
+    *figures, times = [chart["aria-label"] for chart in parsed.charts]
+    assert figures == [figure["alt"] for figure in described]
+    assert re.fullmatch(r"14 jobs over \d.*, at most \d+ at a time", str(times))
     assert len(described) == 2
     for figure in described:
         (packed,) = re.findall(rf'<script type="text/plain" id="spec-{figure["name"]}">([\w+/=]+)</script>', page)
-        assert gzip.decompress(base64.b64decode(packed)) == (made / "figures" / f"{figure['name']}.json").read_bytes()
+        specification = json.loads((made / "figures" / f"{figure['name']}.json").read_text())
+        assert json.loads(gzip.decompress(base64.b64decode(packed))) == specification
     # Only the first screen's has its picture too.
     assert [image["alt"] for image in parsed.images] == [f["alt"] for f in described if f["name"] == "finding"]
     assert all(str(image["src"]).startswith("data:image/svg+xml;base64,") for image in parsed.images)
