@@ -1,19 +1,18 @@
 """What every stage's command line does around its `run`: settings, inputs, lock, state, publication, record."""
 
 import argparse
+import importlib
 import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from pipeline.dag.dag import STATE, Dag
 from pipeline.dag.experiment import Experiment
 from pipeline.dag.job import Job
 from pipeline.dag.point import Point
-from pipeline.dag.stages import STAGES
+from pipeline.dag.stages import EVALUATIONS, STAGES
 from pipeline.dag.study import StudyDag, load
 from pipeline.errors import PipelineError
+from pipeline.runtime import provenance
 from pipeline.runtime.execution import Execution, end_processes, prepare_environment
 from pipeline.runtime.gpu_locks import own_devices
 from pipeline.runtime.quiet import quietly, reader_is_gone
@@ -37,7 +37,6 @@ from pipeline.runtime.usage import Usage
 JOB = "MOE_SPARSITY_JOB"  # environment variable by which the processes of a job are known
 FAILURE = "failure.json"  # the last error of a job; gone when it succeeds
 HISTORY = "history.jsonl"  # a line whenever a job is begun or published; never deleted (Snakemake deletes logs)
-PACKAGES = ("torch", "megatron-core", "transformers", "vllm", "verl", "lm-eval", "pyarrow", "pandas", "numpy")
 
 
 @dataclass(frozen=True)
@@ -94,35 +93,6 @@ class Context:
     def say(self, message: str) -> None:
         """One line of progress in the job's log."""
         print(f"[{self.job.label}] {message}", flush=True)
-
-
-def _commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _hardware(execution: Execution) -> dict[str, Any]:
-    hardware: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    if execution.on_gpu:
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
-        hardware["gpu"] = names[0] if names else None
-    return hardware
 
 
 def _read_inputs(
@@ -211,9 +181,9 @@ def execute(
             metrics=metrics,
             screening=ctx.screening,
             timing={name: float(value) for name, value in ctx.timing.items()},
-            versions=_versions(),
-            commit=_commit(),
-            hardware=_hardware(execution),
+            versions=provenance.versions(),
+            commit=provenance.commit(),
+            hardware=provenance.hardware(execution),
             execution=execution.describe(),
             started=started.isoformat(timespec="seconds"),
             wall_s=round(time.monotonic() - begun, 3),
@@ -257,6 +227,42 @@ def _note_failure(state_root: Path, message: str) -> None:
         pass  # the disk is what failed; the log has the message
 
 
+def _attempt(
+    dag: Experiment, job: Job, run: Callable[[Context], dict[str, Any]], results: Path, execution: Execution
+) -> bool:
+    """Make one artifact; an error is told, and kept for `status`. Whether there was none."""
+    try:
+        failures.check_folders(results, [job.folder, STATE / job.folder])
+        record = execute(dag, job, run, results, execution)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # PyTorch's CheckpointException is no Exception
+        if isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout):
+            raise
+        _tell(error, results, results / STATE / job.folder)
+        return False
+    print(f"[{job.label}] {results / job.record}: {record.wall_s:.1f} s, {len(record.outputs)} files", flush=True)
+    return True
+
+
+def _tell(error: BaseException, results: Path, state_root: Path | None) -> None:
+    message = str(error) if isinstance(error, PipelineError) else failures.explain(error, results)
+    if not isinstance(error, PipelineError):
+        traceback.print_exception(error)
+    if state_root is not None:
+        _note_failure(state_root, message or f"{type(error).__name__}: {error}")
+    print(f"error: {message or error}", flush=True)
+
+
+def _sharing_an_engine(stages: Sequence[str]) -> AbstractContextManager[None]:
+    """What several evaluations run in."""
+    if len(stages) == 1:
+        return nullcontext()
+    from pipeline.engines.vllm import kept_for_all
+
+    return kept_for_all()
+
+
 @quietly()
 def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) -> None:
     """The command line of a stage: `python -m pipeline.stages.<stage> --scale S [--point P] ...`."""
@@ -271,33 +277,48 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
         parser.add_argument(f"--{name}", required=True)
     for name, meaning in row.optional_unit.items():
         parser.add_argument(f"--{name}", help=meaning)
+    if row.answer:
+        parser.add_argument(
+            "--then",
+            nargs="+",
+            default=[],
+            metavar="STAGE",
+            choices=[name for name in EVALUATIONS if name != stage],
+            help="evaluations to make afterwards of the same checkpoint, on the same engine; one that fails is told, "
+            "and is no failure of this command",
+        )
     Execution.add_arguments(parser)
     args = parser.parse_args()
-    state_root = None
+    stages, state_root = [stage, *(args.then if row.answer else [])], None
     try:
         dag = load(args.scale, args.config)
-        job = dag.job(stage, **{name: getattr(args, name) for name in (*row.unit, *row.optional_unit)})
-        if job not in dag.jobs:
-            known = ", ".join(sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(stage)}))
-            raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
-        state_root = args.results / STATE / job.folder
-        failures.check_folders(args.results, [job.folder, STATE / job.folder])
+        unit = {name: getattr(args, name) for name in (*row.unit, *row.optional_unit)}
+        jobs = [dag.job(each, **unit) for each in stages]
+        for job in jobs:
+            if job not in dag.jobs:
+                known = ", ".join(
+                    sorted({" ".join(filter(None, [j.source, j.point, j.variant])) for j in dag.of(job.stage)})
+                )
+                raise PipelineError(f"{job.label}: not a job of scale '{dag.name}'; there are: {known or 'none'}")
+        state_root = args.results / STATE / jobs[0].folder
         execution = Execution.from_arguments(args)
         if row.computes:
             execution.check_environment()
         prepare_environment(execution, offline=not dag.downloads(stage))
-        with notice(), own_devices(execution) if row.computes else nullcontext():
-            record = execute(dag, job, run, args.results, execution)
+        with (
+            notice(),
+            own_devices(execution) if row.computes else nullcontext(),
+            _sharing_an_engine(stages),
+        ):
+            # The others' modules by their names in the table of stages, as on the command line.
+            runs = [run, *(importlib.import_module(f"pipeline.stages.{each}").run for each in stages[1:])]
+            made = [_attempt(dag, *each, args.results, execution) for each in zip(jobs, runs, strict=True)]
     except (SystemExit, KeyboardInterrupt):
         raise
-    except BaseException as error:  # PyTorch's CheckpointException is no Exception
+    except BaseException as error:
         if isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout):
             raise
-        message = str(error) if isinstance(error, PipelineError) else failures.explain(error, args.results)
-        if not isinstance(error, PipelineError):
-            traceback.print_exc()
-        if state_root is not None:
-            _note_failure(state_root, message or f"{type(error).__name__}: {error}")
-        print(f"error: {message or error}", flush=True)
+        _tell(error, args.results, state_root)
         sys.exit(1)
-    print(f"[{job.label}] {args.results / job.record}: {record.wall_s:.1f} s, {len(record.outputs)} files", flush=True)
+    if not made[0]:
+        sys.exit(1)

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from pipeline.artifacts import store
 from pipeline.commands.status import running
 from pipeline.dag.dag import STATE, Job
+from pipeline.dag.stages import STAGES
 from pipeline.planning.words import duration
 
 LOOK_S = 2.0  # between two looks at what runs, on a terminal
@@ -25,6 +26,7 @@ DROPPED = {"workflow_started", "resources_info", "job_started", "progress", "rul
 NOISE = (
     *("Building DAG", "Using shell", "Conda environments: ignored", "Select jobs to execute", "Reasons:"),
     "Cannot restore",  # the record of a failed job, of which there was none before
+    "Warning: the following output files of rule",  # which are there: another evaluation's job made them
 )
 COMMAND = re.compile(r"^Command '.*?(python -m [^\n]*?)(?: *&>> [^\n]*)?' +(returned|died)", re.DOTALL | re.MULTILINE)
 STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
@@ -59,6 +61,10 @@ class Terminal(logging.Handler):
             self.addFilter(each)
         self.stream: TextIO = plain.stream
         self.known = {str(job.log): job for job in jobs}
+        self.evaluations: dict[tuple[str, str | None, str | None], list[Job]] = {}
+        for job in self.known.values():
+            if STAGES[job.stage].answer:
+                self.evaluations.setdefault((job.scale, job.point, job.variant), []).append(job)
         self.several = len({job.scale for job in self.known.values()}) > 1  # a study's
         self.begun: dict[int, tuple[Job, float]] = {}  # by Snakemake's number of the job, what runs and since when
         self.labels: dict[int, str] = {}
@@ -183,12 +189,20 @@ class Terminal(logging.Handler):
         """How long the running jobs have run and how far they are; how many have not begun to work, as in a queue."""
         begun, lines = list(self.begun.values()), list[str]()
         for job, since in begun:
-            root = self.results / STATE / job.folder
-            if len(lines) < MOST and store.is_locked(root / "lock"):
-                lines.append(f"  {duration(time.monotonic() - since):>6}  {running(job, root).line}")
+            active = self.active(job) if len(lines) < MOST else None
+            if active:
+                line = running(active, self.results / STATE / active.folder).line
+                lines.append(f"  {duration(time.monotonic() - since):>6}  {line}")
         if rest := len(begun) - len(lines):
             lines.append(f"  {rest}{' more' if lines else ''} begun or queued")
         return lines
+
+    def active(self, job: Job) -> Job | None:
+        """What a job that was begun is at: itself, or another evaluation of its checkpoint that it makes too."""
+        evaluates = STAGES[job.stage].answer is not None
+        others = [other for other in self.evaluations.get((job.scale, job.point, job.variant), ()) if evaluates]
+        at_work = (one for one in (job, *others) if store.is_locked(self.results / STATE / one.folder / "lock"))
+        return next(at_work, None)
 
     def close(self) -> None:
         """Snakemake ends."""

@@ -1,11 +1,13 @@
 """vLLM: the one engine that all evaluation stages run on, in this process on CPU, from the same code on a GPU."""
 
 import gc
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pipeline.artifacts.store import remake
 from pipeline.config.recipes import DTYPES, DType
@@ -118,9 +120,50 @@ def options(dtype: DType, max_length: int | None, seed: int, execution: Executio
     return settings
 
 
+@dataclass
+class _Kept:
+    """An engine that stages take from each other."""
+
+    served: Any = None
+    key: tuple[Path, dict[str, Any]] | None = None
+
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """After an error nobody knows what state it is in."""
+        try:
+            yield
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Shut it down, if there is one."""
+        if self.served is not None:
+            served, self.served = self.served, None
+            _shut_down(served)
+
+
+_kept: _Kept | None = None
+
+
+@contextmanager
+def kept_for_all() -> Iterator[None]:
+    """Within, an engine stays for the next stage that wants one of the same checkpoint and settings."""
+    global _kept
+    _kept = _Kept()
+    try:
+        yield
+    finally:
+        kept, _kept = _kept, None
+        kept.end()
+
+
 @contextmanager
 def serving(make: Callable[..., T], checkpoint: Path, settings: dict[str, Any]) -> Iterator[T]:
-    """`make(checkpoint, **settings)`, shut down at the end.
+    """`make(checkpoint, **settings)`, shut down at the end; or what another stage left (`kept_for_all`).
+
+    One that differs in its seed will do for a `vllm.LLM`: requests that sample bring their own. lm-eval's do not, so
+    that its engine is always a new one.
 
     Args:
         make: `vllm.LLM`, or lm-eval's `VLLM`, which holds one as its `model`.
@@ -129,19 +172,41 @@ def serving(make: Callable[..., T], checkpoint: Path, settings: dict[str, Any]) 
         PipelineError: the checkpoint is damaged, or vLLM refuses the settings (a KV cache or a context that is too
             small, a shape it cannot serve).
     """
+    key = (checkpoint, _shared(settings, checkpoint))
+    if _kept and _kept.served is not None and _kept.key == key and "batch_size" not in settings:
+        with _kept.unless_it_fails():
+            yield cast(T, getattr(_kept.served, "model", _kept.served))
+        return
+    if _kept:
+        _kept.end()
     check_weights(checkpoint)
     try:
         served = make(str(checkpoint), **settings)
     except ValueError as error:
         raise PipelineError(f"{checkpoint}: vLLM refuses to serve it: {error}") from None
-    try:
+    kept = _kept or _Kept()
+    kept.served, kept.key = served, key
+    with kept.unless_it_fails():
         yield served
+    if kept is not _kept:
+        kept.end()
+
+
+def _shared(settings: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """What of the settings two stages have to agree on to share an engine."""
+    context = json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"]
+    own = {"seed", "batch_size", "max_model_len"}
+    return {name: value for name, value in settings.items() if name not in own} | {
+        "max_model_len": settings["max_model_len"] or context
+    }
+
+
+def _shut_down(served: Any) -> None:
+    llm: Any = getattr(served, "model", served)
+    # vLLM collects garbage twice as it shuts down, a CPU second; what that frees, the end of the process frees.
+    collect, gc.collect = gc.collect, lambda generation=2: 0
+    try:
+        llm.llm_engine.engine_core.shutdown()
     finally:
-        llm: Any = getattr(served, "model", served)
-        # vLLM collects garbage twice as it shuts down, a CPU second; what that frees, the end of the process frees.
-        collect, gc.collect = gc.collect, lambda generation=2: 0
-        try:
-            llm.llm_engine.engine_core.shutdown()
-        finally:
-            gc.collect = collect
-        gc.freeze()  # otherwise the interpreter walks all objects again when it exits: 3 CPU seconds
+        gc.collect = collect
+    gc.freeze()  # otherwise the interpreter walks all objects again when it exits: 3 CPU seconds

@@ -17,8 +17,11 @@ import psutil
 INTERVAL_S = 2.0  # between two looks: what a process does after the last one is not counted
 
 
+_counted = [0.0, 0.0]  # CPU seconds of this process and of its children that are in a record already
+
+
 class Usage:
-    """Counts from its making on; a context manager, inside of which processes of the job are looked at.
+    """A context manager, inside of which processes of the job are looked at.
 
     Args:
         variable, value: the environment variable that processes of the job carry, and its value.
@@ -68,11 +71,14 @@ class Usage:
         return ours
 
     def total(self) -> tuple[float, float]:
-        """CPU seconds, and the largest memory at a moment in MiB: of this process since it began, and of the others.
+        """CPU seconds since the process began or an earlier job's total, and the most MiB at a moment since it began.
 
-        The others are at least its children that were waited for, of which short ones may not have been seen.
+        Of this process and the others. These are at least its children that were waited for, of which short ones may
+        not have been seen.
         """
         own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        others = max(children.ru_utime + children.ru_stime, sum(self.seconds.values()))
+        now = [of.ru_utime + of.ru_stime for of in (own, children)]
+        of_own, of_children = (after - before for after, before in zip(now, _counted, strict=True))
+        _counted[:] = now
         largest = max(own.ru_maxrss, children.ru_maxrss) / 1024
-        return own.ru_utime + own.ru_stime + others, max(largest, self.peak_mb)
+        return of_own + max(of_children, sum(self.seconds.values())), max(largest, self.peak_mb)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.dag import DAG
@@ -20,6 +21,7 @@ from pipeline.config.layouts import Layout, Layouts
 from pipeline.planning.requests import needs
 from pipeline.dag.stages import EVALUATIONS, STAGES, those
 from pipeline.dag.survey import survey
+from pipeline.dag.together import together, upstream
 
 unknown = set(config) - {"scale"}
 if unknown:
@@ -127,16 +129,17 @@ def records(jobs, settled=False):
 def inputs_of(stage):
     """Input function of a stage's rule: the records of its upstream artifacts.
 
-    A job that has to run also waits for its gates; one that is settled does not, so that they are no reason to run it.
+    A job that has to run also waits for its gates, and for the job that leads it; one that is settled does not, so that
+    they are no reason to run it.
     """
 
-    def upstream(wildcards):
+    def read(wildcards):
         one = artifact(stage, wildcards)
         settled = one not in SURVEY.unsettled
-        gates = [] if settled else EXPERIMENT.gates(one)
-        return records([*gates, *EXPERIMENT.inputs(one).values()], settled)
+        others = [] if settled else [*EXPERIMENT.gates(one), *leaders().get(one, [])]
+        return records([*others, *EXPERIMENT.inputs(one).values()], settled)
 
-    return upstream
+    return read
 
 
 def layout_of(one):
@@ -153,6 +156,48 @@ def layout_of(one):
     wide = released and one.point and STAGES[one.stage].laid_out
     layout = LAYOUTS[one.scale].of(one.point, one.stage) if wide else Layout()
     return layout, released or ON_GPU
+
+
+def asked():
+    """The jobs that the command line asks for, as far as names tell; all, where they do not."""
+    names = {f"results/{one.record}": [one] for one in EXPERIMENT.jobs}
+    for one in EXPERIMENT.jobs:
+        for name in {one.stage, one.point} - {None, "report"}:
+            names.setdefault(name, []).append(one)
+    targets = [names.get(target) for target in workflow.dag_settings.targets]
+    if not targets or None in targets:
+        return set(EXPERIMENT.jobs)
+    return upstream(EXPERIMENT, [one for jobs in targets for one in jobs])
+
+
+@cache
+def led():
+    """The evaluations that lead others in this run -> those others. None where only part of the DAG may run.
+
+    Known when the DAG is built, and not before: Snakemake reads the rules first.
+    """
+    settings = workflow.dag_settings
+    if settings.until or settings.omit_from or settings.batch or workflow.remote_exec:
+        return {}
+    return together(
+        EXPERIMENT, asked() & SURVEY.unsettled, lambda one: layout_of(one)[0]
+    )
+
+
+@cache
+def leaders():
+    """Those others -> who leads them, in a list of one."""
+    return {one: [leader] for leader, others in led().items() for one in others}
+
+
+def then(stage):
+    """Parameter function of an evaluation's rule: the stages that its job makes after its own."""
+
+    def stages(wildcards):
+        others = led().get(artifact(stage, wildcards), [])
+        return ["--then", *(one.stage for one in others)] if others else []
+
+    return stages
 
 
 def need(stage, name):
@@ -173,6 +218,11 @@ def need(stage, name):
         if name == "ranks":
             return layout.gpus_per_node
         known = EXPERIMENT.point(one) if one.point else None
-        return getattr(needs(stage, known, layout, on_gpu), name)
+        each = [
+            needs(job.stage, known, layout, on_gpu)
+            for job in (one, *led().get(one, []))
+        ]
+        values = [getattr(needed, name) for needed in each]
+        return sum(values) if name == "runtime" else max(values)
 
     return value

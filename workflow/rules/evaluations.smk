@@ -1,5 +1,6 @@
 # Evaluations of checkpoints on vLLM, one rule for each that the table of stages has (pipeline/dag/stages.py): benchmark
-# (lm-evaluation-harness), decode (self-consistency) and taskloss (log-likelihood of gold answers).
+# (lm-evaluation-harness), decode (self-consistency) and taskloss (log-likelihood of gold answers). The first of a
+# checkpoint's evaluations that a run makes starts the engine, and makes the others too (pipeline/dag/together.py).
 
 
 for stage in EVALUATIONS:
@@ -26,9 +27,11 @@ for stage in EVALUATIONS:
             cache_mb=need(stage, "cache_mb"),
         params:
             stage=stage,
+            then=then(stage),
         # Snakemake evaluates this text when the job runs, and `stage` is then the loop's last.
         shell:
             "python -m pipeline.stages.{params.stage}"
             " --scale {wildcards.scale} --point {wildcards.point} --variant {wildcards.variant}"
             " --device {resources.device} --ranks {resources.ranks} --memory-mb {resources.cache_mb}"
+            " {params.then}"
             " &>> {log}"
