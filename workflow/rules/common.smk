@@ -174,7 +174,8 @@ def asked():
 def led():
     """The evaluations that lead others in this run -> those others. None where only part of the DAG may run.
 
-    Known when the DAG is built, and not before: Snakemake reads the rules first.
+    Known when the DAG is built, and not before: Snakemake reads the rules first. The Snakemake inside a cluster job
+    knows of its own job only, and is told the others by the resource `led`.
     """
     settings = workflow.dag_settings
     if settings.until or settings.omit_from or settings.batch or workflow.remote_exec:
@@ -190,14 +191,26 @@ def leaders():
     return {one: [leader] for leader, others in led().items() for one in others}
 
 
-def then(stage):
-    """Parameter function of an evaluation's rule: the stages that its job makes after its own."""
+def led_code(stage):
+    """Resource function of an evaluation's rule: the stages that its job makes after its own, a bit for each.
 
-    def stages(wildcards):
+    Of all that Snakemake knows of a job, whole numbers among its resources alone reach the Snakemake inside its cluster
+    job.
+    """
+
+    def code(wildcards):
+        if workflow.remote_exec:
+            return workflow.global_resources.get("led").value or 0
         others = led().get(artifact(stage, wildcards), [])
-        return ["--then", *(one.stage for one in others)] if others else []
+        return sum(1 << EVALUATIONS.index(one.stage) for one in others)
 
-    return stages
+    return code
+
+
+def then(wildcards, resources):
+    """Parameter function of an evaluation's rule: these stages as its command line names them."""
+    stages = [name for bit, name in enumerate(EVALUATIONS) if resources.led >> bit & 1]
+    return ["--then", *stages] if stages else []
 
 
 def need(stage, name):
