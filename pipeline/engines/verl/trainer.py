@@ -26,6 +26,7 @@ from pipeline.errors import PipelineError
 from pipeline.runtime.execution import Execution, die_with_parent, end_processes, processes
 
 RUN = "GRPO_RUN"  # environment variable that names the run's folder in /tmp; all its processes inherit it
+START = Path(__file__).with_name("start")  # sitecustomize.py of all its processes
 PLUGIN = "pipeline.engines.verl.plugin"
 ERROR_LINES = 30
 POLL_S = 0.5
@@ -180,7 +181,7 @@ def environment(folder: Path, metrics: Path, execution: Execution) -> dict[str, 
     """The environment of verl's processes; each inherits it from the one that starts it."""
     env = os.environ | {
         RUN: str(folder),
-        "PYTHONPATH": os.pathsep.join([str(Path(pipeline.__file__).parents[1]), *sys.path[1:]]),
+        "PYTHONPATH": os.pathsep.join([str(START), str(Path(pipeline.__file__).parents[1]), *sys.path[1:]]),
         "VERL_USE_EXTERNAL_MODULES": PLUGIN,
         "VERL_FILE_LOGGER_PATH": str(metrics),
         "HF_DATASETS_CACHE": str(folder / "datasets"),  # `datasets` makes file names of this path: it has to be short
