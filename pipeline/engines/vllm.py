@@ -194,11 +194,14 @@ def serving(make: Callable[..., T], checkpoint: Path, settings: dict[str, Any]) 
 
 def _shared(settings: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """What of the settings two stages have to agree on to share an engine."""
-    context = json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"]
+    config = checkpoint / "config.json"
+    try:
+        context = json.loads(config.read_text())["max_position_embeddings"]
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise PipelineError(f"{config}: does not say max_position_embeddings ({error}); {remake(checkpoint)}") from None
     own = {"seed", "batch_size", "max_model_len"}
-    return {name: value for name, value in settings.items() if name not in own} | {
-        "max_model_len": settings["max_model_len"] or context
-    }
+    shared = {name: value for name, value in settings.items() if name not in own}
+    return shared | {"max_model_len": settings["max_model_len"] or context}
 
 
 def _shut_down(served: Any) -> None:

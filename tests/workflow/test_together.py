@@ -43,7 +43,8 @@ def test_only_what_is_asked_for_and_not_made_is_made_together(copy: Path, dag: D
         remove(copy, job)
     whole = {"benchmark": ["decode", "taskloss"], "decode": [], "taskloss": []}
     assert commands(copy) == commands(copy, str(benchmark.point)) == commands(copy, "report") == whole
-    assert commands(copy, "decode") == commands(copy, f"results/{decode.record}") == {"decode": []}
+    for targets in (["decode"], ["fetch", "decode"], [f"results/{decode.record}"], [f"./results/{decode.record}"]):
+        assert commands(copy, *targets) == {"decode": []}
     assert commands(copy, "decode", "taskloss") == {"decode": ["taskloss"], "taskloss": []}
     assert commands(copy, "--until", "decode_job") == {"decode": []}
 
@@ -56,7 +57,9 @@ def test_what_was_made_before_a_kill_stays(copy: Path, dag: Dag) -> None:
     killing = {"KILL": "benchmark after SIGKILL", "PYTHONPATH": f"{KILLER}:{copy}"}
     killed = snakemake(copy, env=killing)
     assert killed.returncode != 0 and f"{jobs[0].label}: FAILED after" in killed.stdout, killed.stdout
-    assert commands(copy) == {"decode": ["taskloss"], "taskloss": []}, "the first is published"
+    # Snakemake has deleted the record of the job that it saw fail; the artifact is there, and found whole.
+    alone = {"benchmark": [], "decode": ["taskloss"], "taskloss": []}
+    assert commands(copy) == alone, "what was begun and did not end leads nobody"
     again = snakemake(copy)
     assert again.returncode == 0, again.stdout
     assert contents(copy, dag) == before

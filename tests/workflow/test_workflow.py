@@ -186,4 +186,5 @@ def test_artifacts_hold_no_pickle(smoke, dag):
 
 def test_where_rules_write_logs_is_where_status_looks(smoke, dag):
     for job in dag.jobs:
-        assert f"[{job.label}] begun" in (smoke / job.log).read_text()
+        says = "already made" if job.stage in ("decode", "taskloss") else "begun"  # benchmark's job made them
+        assert f"[{job.label}] {says}" in (smoke / job.log).read_text()

@@ -1,5 +1,6 @@
 """What the rules share: the DAG of the chosen scale, and how a rule asks it for inputs and identity."""
 
+import os
 import re
 import sys
 from functools import cache
@@ -158,31 +159,59 @@ def layout_of(one):
     return layout, released or ON_GPU
 
 
-def asked():
-    """The jobs that the command line asks for, as far as names tell; all, where they do not."""
-    names = {f"results/{one.record}": [one] for one in EXPERIMENT.jobs}
+# What the command line asks for, as the Snakemake inside a cluster job is told it: that one knows its own job only.
+TARGETS = "MOE_SPARSITY_TARGETS"
+LONGEST = 100_000  # characters; Linux takes 128 KiB for a variable
+
+
+def targets():
+    """What the command line asks for; None where only part of the DAG may run, or nobody said."""
+    settings = workflow.dag_settings
+    if workflow.remote_exec:
+        return os.environ[TARGETS].split() if os.environ.get(TARGETS) else None
+    os.environ.pop(TARGETS, None)  # of a launch around this one
+    said = " ".join(map(os.path.normpath, settings.targets)) or "all"
+    if settings.until or settings.omit_from or settings.batch or len(said) > LONGEST:
+        return None
+    os.environ[TARGETS] = said
+    workflow.register_envvars(TARGETS)  # for cluster jobs
+    return said.split()
+
+
+def asked(targets):
+    """The jobs that they stand for, as far as names tell; all, where they do not."""
+    names = {"fetch": EXPERIMENT.fetches, "plan": []}
     for one in EXPERIMENT.jobs:
+        names[f"results/{one.record}"] = [one]
         for name in {one.stage, one.point} - {None, "report"}:
             names.setdefault(name, []).append(one)
-    targets = [names.get(target) for target in workflow.dag_settings.targets]
-    if not targets or None in targets:
+    jobs = [names.get(target) for target in targets]
+    if None in jobs:
         return set(EXPERIMENT.jobs)
-    return upstream(EXPERIMENT, [one for jobs in targets for one in jobs])
+    return upstream(EXPERIMENT, [one for each in jobs for one in each])
+
+
+def was_begun(one):
+    """Whether a job was begun and did not finish.
+
+    It is made by itself: were it killed again (for want of memory, say), what it leads would never be made.
+    """
+    return any((RESULTS / STATE / one.folder).glob("work-*"))
 
 
 @cache
 def led():
-    """The evaluations that lead others in this run -> those others. None where only part of the DAG may run.
+    """The evaluations that lead others in this run -> those others.
 
-    Known when the DAG is built, and not before: Snakemake reads the rules first. The Snakemake inside a cluster job
-    knows of its own job only, and is told the others by the resource `led`.
+    Known when the DAG is built, and not before: Snakemake reads the rules first.
     """
-    settings = workflow.dag_settings
-    if settings.until or settings.omit_from or settings.batch or workflow.remote_exec:
+    if (names := targets()) is None:
         return {}
-    return together(
-        EXPERIMENT, asked() & SURVEY.unsettled, lambda one: layout_of(one)[0]
-    )
+    to_make = asked(names) & SURVEY.unsettled
+    evaluations = {
+        one for one in to_make if one.stage in EVALUATIONS and not was_begun(one)
+    }
+    return together(EXPERIMENT, evaluations, lambda one: layout_of(one)[0])
 
 
 @cache
@@ -191,26 +220,14 @@ def leaders():
     return {one: [leader] for leader, others in led().items() for one in others}
 
 
-def led_code(stage):
-    """Resource function of an evaluation's rule: the stages that its job makes after its own, a bit for each.
+def then(stage):
+    """Parameter function of an evaluation's rule: the stages that its job makes after its own."""
 
-    Of all that Snakemake knows of a job, whole numbers among its resources alone reach the Snakemake inside its cluster
-    job.
-    """
-
-    def code(wildcards):
-        if workflow.remote_exec:
-            return workflow.global_resources.get("led").value or 0
+    def stages(wildcards):
         others = led().get(artifact(stage, wildcards), [])
-        return sum(1 << EVALUATIONS.index(one.stage) for one in others)
+        return ["--then", *(one.stage for one in others)] if others else []
 
-    return code
-
-
-def then(wildcards, resources):
-    """Parameter function of an evaluation's rule: these stages as its command line names them."""
-    stages = [name for bit, name in enumerate(EVALUATIONS) if resources.led >> bit & 1]
-    return ["--then", *stages] if stages else []
+    return stages
 
 
 def need(stage, name):

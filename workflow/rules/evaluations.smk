@@ -25,10 +25,9 @@ for stage in EVALUATIONS:
             device="auto",
             ranks=need(stage, "ranks"),
             cache_mb=need(stage, "cache_mb"),
-            led=led_code(stage),
         params:
             stage=stage,
-            then=then,
+            then=then(stage),
         # Snakemake evaluates this text when the job runs, and `stage` is then the loop's last.
         shell:
             "python -m pipeline.stages.{params.stage}"
