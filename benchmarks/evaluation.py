@@ -2,8 +2,9 @@
 
     python benchmarks/evaluation.py --scale mini --point d32-E2-k2-52K-A51K
 
-The checkpoint has to be there (`snakemake --cores 2 convert`). Both ways take turns, --rounds times, in a copy of the scale's results without evaluations; times are user and system, with children. To the one process are
-added those of the stages that then find themselves made.
+The checkpoint has to be there (`snakemake --cores 2 convert`). Both ways take turns, --rounds times, in a copy of the
+scale's results without evaluations; times are user and system, with children. To the one process are added those of the
+stages that then find themselves made.
 """
 
 import argparse
