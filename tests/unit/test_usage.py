@@ -32,6 +32,7 @@ def test_processes_that_nobody_waits_for_count(
     mark: str, counted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(module, "_counted", [0.0, 0.0])
     env, done = os.environ | {"JOB_OF_TEST": mark}, tmp_path / "done"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with Usage("JOB_OF_TEST", "this job") as usage:
