@@ -39,7 +39,7 @@ def test_processes_that_nobody_waits_for_count(
         subprocess.run([sys.executable, "-c", DAEMON, str(done)], env=env, check=True, timeout=60)
         while not done.exists() or not done.read_text():
             time.sleep(0.01)
-        time.sleep(0.5)
+        usage.look()
     os.kill(int(done.read_text()), signal.SIGKILL)
     own = resource.getrusage(resource.RUSAGE_SELF)
     seconds, memory_mb = usage.total()
