@@ -172,7 +172,7 @@ def serving(make: Callable[..., T], checkpoint: Path, settings: dict[str, Any]) 
         PipelineError: the checkpoint is damaged, or vLLM refuses the settings (a KV cache or a context that is too
             small, a shape it cannot serve).
     """
-    key = (checkpoint, _shared(settings, checkpoint))
+    key = (checkpoint, _shared(settings, checkpoint)) if _kept else None
     if _kept and _kept.served is not None and _kept.key == key and "batch_size" not in settings:
         with _kept.unless_it_fails():
             yield cast(T, getattr(_kept.served, "model", _kept.served))

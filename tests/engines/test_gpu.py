@@ -211,7 +211,7 @@ def train_both_ways(rank: int, port: int, folder: Path, answers: Any) -> None:
             for step in range(6):
                 losses.append(training.step(data, step).loss)
                 if step == 3:
-                    losses.append(training.evaluate(data))
+                    losses += training.evaluate(data)
             stale = [weight.detach().clone() for weight in training._weights.parameters()]
             last = [weight.detach().clone() for weight in training.weights.parameters()]
             differs = any(not torch.equal(a, b) for a, b in zip(stale, last, strict=True))

@@ -57,7 +57,8 @@ def test_a_study_makes_what_is_missing_and_compares_on_shared_items(copy):
     assert set(found["series"]) == {"d32-k2"} and set(found["experts"]) == {4}
     losses = found[found["stage"] == "taskloss"]
     assert len(losses) and (losses["noise"] == "items, paired").all() and (losses["n"] == 8).all()
-    assert (found[found["stage"] == "pretrain"]["noise"] == "not known").all()
+    noise = found[found["stage"] == "pretrain"].set_index("metric")["noise"].to_dict()
+    assert noise == {"train_loss": "items, not the same ones", "validation_loss": "not known"}, "of one batch"
     page = (folder / "report.html").read_text()
     assert "Does the rate matter?" in page and "the loss on sums is higher" in page
     assert (folder / "study_task_loss.png").exists()
