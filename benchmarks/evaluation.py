@@ -1,6 +1,6 @@
 """CPU seconds of a checkpoint's evaluations: a process for each, against one process with one engine.
 
-    python benchmarks/evaluation.py --scale mini --point d32-E2-k2-52K-A51K
+    python -m benchmarks.evaluation --scale mini --point d32-E2-k2-52K-A51K
 
 The checkpoint has to be there (`snakemake --cores 2 convert`). Both ways take turns, --rounds times, in a copy of the
 scale's results without evaluations; times are user and system, with children. To the one process are added those of the
@@ -8,29 +8,22 @@ stages that then find themselves made.
 """
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.plan import ROOT, cost
 from pipeline.dag.dag import BASE, Dag
 from pipeline.dag.stages import EVALUATIONS
 
-ROOT = Path(__file__).parents[1]
 
-
-def cost(dag: Dag, point: str, stages: list[str], results: Path) -> float:
+def seconds(dag: Dag, point: str, stages: list[str], results: Path) -> float:
     """CPU seconds of the first stage's process, which makes the others too."""
     first, *then = stages
     command = [sys.executable, "-m", f"pipeline.stages.{first}", "--scale", dag.name, "--point", point]
     command += ["--variant", BASE, "--device", "cpu", "--results", str(results), *["--then", *then] * bool(then)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)}: status {os.waitstatus_to_exitcode(status)}")
-    return usage.ru_utime + usage.ru_stime
+    return cost(command, ROOT)[0]
 
 
 def main() -> None:
@@ -54,10 +47,10 @@ def main() -> None:
             for way in (False, True):
                 for folder in (results / ".state", *(results / args.scale / args.point / stage for stage in asked)):
                     shutil.rmtree(folder, ignore_errors=True)
-                first = [cost(dag, args.point, asked, results)] if way else []
-                times[way] = first + [cost(dag, args.point, [stage], results) for stage in asked[way:]]
+                first = [seconds(dag, args.point, asked, results)] if way else []
+                times[way] = first + [seconds(dag, args.point, [stage], results) for stage in asked[way:]]
             apart, together = times[False], times[True]
-            sums = [" + ".join(f"{seconds:.1f}" for seconds in of) for of in (apart, together)]
+            sums = [" + ".join(f"{each:.1f}" for each in of) for of in (apart, together)]
             print(f"{i + 1:>5}  {sums[0]:>36}  {sums[1]:>16}  {sum(apart) / sum(together):>5.2f}", flush=True)
 
 

@@ -234,11 +234,7 @@ def _attempt(
     try:
         failures.check_folders(results, [job.folder, STATE / job.folder])
         record = execute(dag, job, run, results, execution)
-    except (SystemExit, KeyboardInterrupt):
-        raise
     except BaseException as error:  # PyTorch's CheckpointException is no Exception
-        if isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout):
-            raise
         _tell(error, results, results / STATE / job.folder)
         return False
     print(f"[{job.label}] {results / job.record}: {record.wall_s:.1f} s, {len(record.outputs)} files", flush=True)
@@ -246,6 +242,10 @@ def _attempt(
 
 
 def _tell(error: BaseException, results: Path, state_root: Path | None) -> None:
+    """Say what went wrong. What ends the process on purpose is raised again: SIGTERM, Ctrl-C, a reader who has gone."""
+    gone = isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout)
+    if gone or isinstance(error, (SystemExit, KeyboardInterrupt)):
+        raise error
     message = str(error) if isinstance(error, PipelineError) else failures.explain(error, results)
     if not isinstance(error, PipelineError):
         traceback.print_exception(error)
@@ -313,11 +313,7 @@ def main(stage: str, run: Callable[[Context], dict[str, Any]], doc: str | None) 
             # The others' modules by their names in the table of stages, as on the command line.
             runs = [run, *(importlib.import_module(f"pipeline.stages.{each}").run for each in stages[1:])]
             made = [_attempt(dag, *each, args.results, execution) for each in zip(jobs, runs, strict=True)]
-    except (SystemExit, KeyboardInterrupt):
-        raise
     except BaseException as error:
-        if isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout):
-            raise
         _tell(error, args.results, state_root)
         sys.exit(1)
     if not made[0]:

@@ -58,7 +58,7 @@ def render(
     topics = claims.topics(results)
     drawn = drawn_figures(figures)
     said = json.loads((judged / "claims.json").read_text())
-    points = list(points)
+    points, times = list(points), timeline(records)
     stated = dict.fromkeys(formula for point in points for formula in point.architecture.FORMULAS)
     return fill(
         "report.html.j2",
@@ -78,7 +78,7 @@ def render(
         formulas=[(formula.name, formula.line) for formula in stated] + FORMULAS,
         grid=setup_tables.models(points).to_dict("records"),
         stages=_stages(records),
-        timeline=packed(timeline(records)),
+        timeline=times | {"spec": packed(json.dumps(times["spec"]).encode())},
         versions=_versions(records),
         machines=_distinct(f"{r['hardware']} · {r['execution']}" for r in map(_readable, records)),
         commits=_distinct(r["commit"] or "not under version control" for r in records),
@@ -159,20 +159,16 @@ def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def packed(figure: dict[str, Any]) -> dict[str, Any]:
-    """The figure with its specification as the page holds it.
-
-    gzip makes a twentieth of it: the page of 65 models has 3 MB of specifications.
-    """
-    text = json.dumps(figure["spec"], sort_keys=True)
-    return figure | {"spec": encoded(gzip.compress(text.encode(), mtime=0))}
+def packed(specification: bytes) -> str:
+    """As the page holds it. gzip makes a twentieth of it: the page of 65 models has 3 MB of specifications."""
+    return encoded(gzip.compress(specification, mtime=0))
 
 
 def drawn_figures(folder: Path) -> list[dict[str, Any]]:
     """What a folder's `figures.json` describes, with each figure's specification, and the SVG of the first."""
     described = json.loads((folder / "figures.json").read_text())
     for figure in described:
-        figure |= packed({"spec": json.loads((folder / f"{figure['name']}.json").read_text())})
+        figure["spec"] = packed((folder / f"{figure['name']}.json").read_bytes())
         if figure["name"] == FINDING:
             figure["data"] = f"data:image/svg+xml;base64,{encoded((folder / f'{FINDING}.svg').read_bytes())}"
     return described

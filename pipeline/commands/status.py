@@ -52,13 +52,13 @@ def counted(report: dict[str, Any]) -> str:
 def state_of(dag: Experiment, surveyed: Survey, job: Job, results: Path) -> State:
     """What can be said of one job from its record and its state folder."""
     root = results / STATE / job.folder
-    made = job in surveyed.recorded and job not in surveyed.stale
+    at_rest = State("old" if job in surveyed.stale else "done" if job in surveyed.recorded else "-")
     if not root.exists():  # of thousands of jobs most have not begun
-        return State("done" if made else "old" if job in surveyed.stale else "-")
+        return at_rest
     if store.is_locked(root / "lock"):
         return running(job, root)
-    if made:
-        return State("done")
+    if at_rest.word == "done":
+        return at_rest
     try:
         failure = json.loads((root / FAILURE).read_text())
         last = failure["error"].strip().splitlines()[0]
@@ -69,7 +69,7 @@ def state_of(dag: Experiment, surveyed: Survey, job: Job, results: Path) -> Stat
         report = progress.read(root)
         where = f" at {counted(report)}" if report else ""
         return State("stop", f"{job.label}: killed{where}; its work is in {work} and will be continued; log: {job.log}")
-    return State("old") if job in surveyed.stale else State("-")
+    return at_rest
 
 
 def warnings(states: dict[Job, State], results: Path) -> list[str]:

@@ -125,7 +125,13 @@ class _Kept:
     """An engine that stages take from each other."""
 
     served: Any = None
-    key: tuple[Path, dict[str, Any]] | None = None
+    made_with: tuple[Path, dict[str, Any]] = (Path(), {})
+
+    def serves(self, checkpoint: Path, settings: dict[str, Any]) -> bool:
+        """Whether there is one, and it will do for a `vllm.LLM` with these settings."""
+        if self.served is None or "batch_size" in settings:  # which are lm-eval's
+            return False
+        return self.made_with[0] == checkpoint and _shared(*self.made_with) == _shared(checkpoint, settings)
 
     @contextmanager
     def unless_it_fails(self) -> Iterator[None]:
@@ -172,27 +178,24 @@ def serving(make: Callable[..., T], checkpoint: Path, settings: dict[str, Any]) 
         PipelineError: the checkpoint is damaged, or vLLM refuses the settings (a KV cache or a context that is too
             small, a shape it cannot serve).
     """
-    key = (checkpoint, _shared(settings, checkpoint)) if _kept else None
-    if _kept and _kept.served is not None and _kept.key == key and "batch_size" not in settings:
-        with _kept.unless_it_fails():
-            yield cast(T, getattr(_kept.served, "model", _kept.served))
-        return
-    if _kept:
-        _kept.end()
-    check_weights(checkpoint)
-    try:
-        served = make(str(checkpoint), **settings)
-    except ValueError as error:
-        raise PipelineError(f"{checkpoint}: vLLM refuses to serve it: {error}") from None
     kept = _kept or _Kept()
-    kept.served, kept.key = served, key
+    if kept.serves(checkpoint, settings):
+        served = cast(T, getattr(kept.served, "model", kept.served))
+    else:
+        kept.end()
+        check_weights(checkpoint)
+        try:
+            served = make(str(checkpoint), **settings)
+        except ValueError as error:
+            raise PipelineError(f"{checkpoint}: vLLM refuses to serve it: {error}") from None
+        kept.served, kept.made_with = served, (checkpoint, settings)
     with kept.unless_it_fails():
         yield served
     if kept is not _kept:
         kept.end()
 
 
-def _shared(settings: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+def _shared(checkpoint: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What of the settings two stages have to agree on to share an engine."""
     config = checkpoint / "config.json"
     try:

@@ -14,7 +14,7 @@ State: verl's checkpoints, every --save-interval steps and at the end, and one l
 
 import json
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ from pipeline.models.weights import refuse_nonfinite
 from pipeline.runner import Context, main
 from pipeline.runtime.curves import Curves
 from pipeline.tasks.prompts import prompt_ids, training_prompt
+from pipeline.tasks.results import mean_and_stderr
 
 ENDS = 5  # steps averaged at each end of the reward curve
 COLUMNS = {  # of training.parquet: verl's names
@@ -108,16 +109,6 @@ def _check_lengths(checkpoint: Path, recipe: Grpo) -> None:
         )
 
 
-def _mean_and_error(rewards: list[float]) -> tuple[float, float | None]:
-    """Mean reward of some steps and its standard error (None for a single step).
-
-    From the spread between steps: samples of one prompt, and prompts of one step, are alike, so that counting every
-    sample as independent halves the error.
-    """
-    error = stdev(rewards) / len(rewards) ** 0.5 if len(rewards) > 1 else None
-    return fmean(rewards), error
-
-
 class Show:
     """Shows verl's metrics by step while it trains, each step once: as progress, and as curves for TensorBoard."""
 
@@ -189,8 +180,10 @@ def run(ctx: Context) -> dict[str, Any]:
     ctx.timing["seconds_per_step"] = fmean(data[SECONDS] for n, data in steps.items() if n > 0)
     ctx.timing["launches"] = len(list(state.glob("metrics-*.log")))
     ends = min(ENDS, recipe.steps)
-    first, first_error = _mean_and_error([row["reward"] for row in training[:ends]])
-    last, last_error = _mean_and_error([row["reward"] for row in training[-ends:]])
+    # Errors are from the spread between steps: samples of one prompt, and prompts of one step, are alike, so that
+    # counting every sample as independent halves them.
+    first, first_error = mean_and_stderr([row["reward"] for row in training[:ends]])
+    last, last_error = mean_and_stderr([row["reward"] for row in training[-ends:]])
     before, after = validation[0]["accuracy"], validation[-1]["accuracy"]
     ctx.say(
         f"reward {first:.3f} -> {last:.3f}; validation accuracy {before:.3f} -> {after:.3f} (n = {rows['validation']})"

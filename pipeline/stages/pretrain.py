@@ -28,7 +28,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ from pipeline.runner import Context, main
 from pipeline.runtime.curves import Curves
 from pipeline.runtime.execution import Execution, die_with_parent
 from pipeline.runtime.torchrun import STOP, torchrun
+from pipeline.tasks.results import mean_and_stderr
 
 WAY_OUT = "training diverged; lower pretrain.lr or raise pretrain.warmup_steps in the grid file"
 PROGRESS_S = 10  # seconds between two lines of progress
@@ -149,7 +150,7 @@ def train(plan: Plan) -> None:
                 loss, stderr = mean_and_stderr(trainer.evaluate(validation))
                 if not math.isfinite(loss):
                     raise PipelineError(f"{point.name}: validation loss {loss} at step {step}: {WAY_OUT}")
-                evaluations.append(done | {"loss": loss, "loss_stderr": stderr})
+                evaluations.append(done | {"loss": loss, "loss_stderr": math.nan if stderr is None else stderr})
                 curves.write(step, "validation", {"loss": loss})
             stop = result.stop and not last
             if step % execution.save_interval == 0 or last or stop:
@@ -178,12 +179,6 @@ def train(plan: Plan) -> None:
                 write_atomic(plan.state / SPEED, json.dumps(statistics.median(speeds)))
         dist.barrier()
         save_weights(trainer.weights, plan.out / "checkpoint")
-
-
-def mean_and_stderr(losses: Sequence[float]) -> tuple[float, float]:
-    """Over batches, each drawn by itself; of a single one the standard error is unknown, and NaN."""
-    several = len(losses) > 1
-    return statistics.fmean(losses), statistics.stdev(losses) / math.sqrt(len(losses)) if several else math.nan
 
 
 @contextmanager
@@ -283,18 +278,13 @@ def publish_kept(plan: Plan) -> None:
 # --------------------------------------------------------------------------------------------------------- record
 
 
-def known(value: float) -> float | None:
-    """None for NaN, which JSON does not have."""
-    return None if math.isnan(value) else value
-
-
 def summary(plan: Plan) -> dict[str, Any]:
     """The record's metrics, from the files just written."""
     rows = pd.read_parquet(plan.out / "metrics.parquet")
     validation = pd.read_parquet(plan.out / "validation.parquet")
     point, end = plan.point, rows.iloc[-1]
     last, held_out = rows["loss"].tail(LAST_STEPS), validation.iloc[-1]
-    (train_loss, train_stderr), held_out_stderr = mean_and_stderr(last.tolist()), float(held_out["loss_stderr"])
+    train_loss, train_stderr = mean_and_stderr(last.tolist())
     kept = {name: step for name, step in point.kept.items() if (plan.out / "kept" / name).exists()}
     losses = {
         name: KeptStep(
@@ -306,10 +296,10 @@ def summary(plan: Plan) -> dict[str, Any]:
     }
     return PretrainMetrics(
         train_loss=train_loss,
-        train_loss_stderr=known(train_stderr),
+        train_loss_stderr=train_stderr,
         train_loss_n=len(last),
         validation_loss=float(held_out["loss"]),
-        validation_loss_stderr=known(held_out_stderr),
+        validation_loss_stderr=None if pd.isna(held_out["loss_stderr"]) else float(held_out["loss_stderr"]),
         validation_loss_n=point.pretrain.eval_batches,
         load_balance=float(rows["load_balance"].tail(LAST_STEPS).mean()),
         total_params=point.total_params,

@@ -32,10 +32,16 @@ class ResultRow(TypedDict, total=False):
     samples: int
 
 
-def mean_row(task: str, metric: str, values: Sequence[float]) -> ResultRow:
-    """The mean over items and its standard error (sample deviation / sqrt(n))."""
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error (sample deviation / sqrt(n)), which a single value does not tell: None."""
     stderr = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"task": task, "metric": metric, "value": statistics.fmean(values), "stderr": stderr, "n": len(values)}
+    return statistics.fmean(values), stderr
+
+
+def mean_row(task: str, metric: str, values: Sequence[float]) -> ResultRow:
+    """The mean over items with its standard error."""
+    value, stderr = mean_and_stderr(values)
+    return {"task": task, "metric": metric, "value": value, "stderr": stderr, "n": len(values)}
 
 
 def of_entry(entry: EvalTask, rows: Iterable[Any]) -> list[Any]:

@@ -84,8 +84,7 @@ def test_page_embeds_every_figure_with_an_alt_text(made, page):
     assert len(described) == 2
     for figure in described:
         (packed,) = re.findall(rf'<script type="text/plain" id="spec-{figure["name"]}">([\w+/=]+)</script>', page)
-        specification = json.loads((made / "figures" / f"{figure['name']}.json").read_text())
-        assert json.loads(gzip.decompress(base64.b64decode(packed))) == specification
+        assert gzip.decompress(base64.b64decode(packed)) == (made / "figures" / f"{figure['name']}.json").read_bytes()
     # Only the first screen's has its picture too.
     assert [image["alt"] for image in parsed.images] == [f["alt"] for f in described if f["name"] == "finding"]
     assert all(str(image["src"]).startswith("data:image/svg+xml;base64,") for image in parsed.images)

@@ -159,6 +159,13 @@ def layout_of(one):
     return layout, released or ON_GPU
 
 
+# What can be asked for by name (targets.smk): a stage (all its jobs), or a point (all its jobs).
+NAMED = {}
+for one in EXPERIMENT.jobs:
+    for name in {one.stage, one.point} - {None, "report"}:
+        NAMED.setdefault(name, []).append(one)
+
+
 # What the command line asks for, as the Snakemake inside a cluster job is told it: that one knows its own job only.
 TARGETS = "MOE_SPARSITY_TARGETS"
 LONGEST = 100_000  # characters; Linux takes 128 KiB for a variable
@@ -180,11 +187,8 @@ def targets():
 
 def asked(targets):
     """The jobs that they stand for, as far as names tell; all, where they do not."""
-    names = {"fetch": EXPERIMENT.fetches, "plan": []}
-    for one in EXPERIMENT.jobs:
-        names[f"results/{one.record}"] = [one]
-        for name in {one.stage, one.point} - {None, "report"}:
-            names.setdefault(name, []).append(one)
+    names = {f"results/{one.record}": [one] for one in EXPERIMENT.jobs}
+    names |= {"fetch": EXPERIMENT.fetches, "plan": []} | NAMED
     jobs = [names.get(target) for target in targets]
     if None in jobs:
         return set(EXPERIMENT.jobs)

@@ -1,28 +1,15 @@
 # Names to ask for: a stage (all its jobs at this scale), or a point (all its jobs).
 
 
-for stage in dict.fromkeys(
-    one.stage for one in EXPERIMENT.jobs if one.stage != "report"
-):
-
-    rule:
-        name:
-            stage
-        input:
-            records(EXPERIMENT.of(stage)),
-
-
 # Every rule costs Snakemake time with every job, so of the points only those have one that the command line names.
-of_point = {}
-for one in EXPERIMENT.jobs:
-    of_point.setdefault(one.point, []).append(one)
-for point in set(sys.argv) & {name for name in of_point if name}:
+for name in NAMED:
+    if name in STAGES or name in sys.argv:
 
-    rule:
-        name:
-            point
-        input:
-            records(of_point[point]),
+        rule:
+            name:
+                name
+            input:
+                records(NAMED[name]),
 
 
 # What a scale needs from outside. Its jobs run where Snakemake runs: a cluster's login node, which has a network.
