@@ -73,7 +73,8 @@ def _overview(merged: pd.DataFrame) -> Chart | None:
 
 
 def _losses(merged: pd.DataFrame) -> Chart | None:
-    caption = "Cross-entropy in nats per token. Each line is a series of models with equal active parameters."
+    caption = "Cross-entropy in nats per token. Each line is a series of models with equal active parameters. "
+    caption += bars_note(merged)
     row = [against(merged, key, TOTAL) for key in LOSSES]
     return make_chart("loss", "Pre-training loss against total parameters", caption, [row])
 

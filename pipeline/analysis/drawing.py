@@ -188,6 +188,9 @@ def _panel(panel: Panel, name: str, colour: Spec, shape: Spec, limits: tuple[flo
     layers.append({"name": name, "mark": {"type": "line", "strokeWidth": 1.8}, "encoding": line | along})
     if "low" in data:
         ends = {"y": y | {"field": "low"}, "y2": {"field": "high"}}
+        # A share's panel ends shortly below 0 and above 1, where a bar may go on. (The ids of Vega's own clipping would
+        # be others each time.)
+        data[["low", "high"]] = data[["low", "high"]].clip(*limits)
         layers.append({"mark": {"type": "rule", "strokeWidth": 1}, "encoding": ends})
     if (data["shape"] != "").any():
         layers += [_marks(data, y, shape, hollow) for hollow in sorted(set(data["dashed"]))]

@@ -90,7 +90,7 @@ def make_chart(
 
 
 def bars_note(merged: pd.DataFrame) -> str:
-    note = "Bars: ±1 standard error over test items, where the evaluation gives one."
+    note = "Bars: ±1 standard error over test items (of losses of pre-training: over batches), where one is known."
     if (seeds := int(merged["seeds"].max())) > 1:
         return (
             f"{note} Points are means over up to {seeds} seeds, whose spread is in the bars; bands: range over seeds."

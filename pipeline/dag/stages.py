@@ -216,7 +216,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=3),
     ),
     "figures": Stage(
-        version=4,
+        version=5,
         unit=(),
         jobs=upstream.one_job,
         inputs=upstream.figures_inputs,
@@ -236,7 +236,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=3),
     ),
     "study": Stage(
-        version=1,
+        version=2,
         unit=(),
         jobs=upstream.no_job,
         inputs=upstream.study_inputs,

@@ -139,6 +139,16 @@ def test_all_that_is_written_is_within_the_picture(awkward):
     assert width > 3 * drawing.WIDTH and height > 2 * drawing.HEIGHT + 60, "axes and legend have room of their own"
 
 
+def test_a_bar_beyond_what_a_share_can_be_ends_with_its_panel():
+    line = Line("d8-k2", [1e4, 2e4], [0.0, 0.02], PALETTE[0], [0.4, 0.4], marker="o")
+    drawn = drawing.draw(Chart("bars", "Bars", "", [[Panel("gsm8k", TOTAL, "accuracy", [line], share=True)]]))
+    panel = drawn["vconcat"][0]["hconcat"][0]
+    lowest, highest = panel["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    bars = [(row["low"], row["high"]) for row in panel["data"]["values"]]
+    assert [low for low, _ in bars] == [lowest, lowest] and lowest < 0, "-0.4 and -0.38 are outside"
+    assert [high for _, high in bars] == [0.4, 0.42] and highest > 0.42
+
+
 def test_no_line_crosses_a_model_that_was_not_run():
     points = [{"hidden": 32, "experts": [4, 32], "topk": 2, "grpo": True}, {"hidden": 32, "experts": 8, "topk": 2}]
     drawn = charts_of(table_of(dag_of(*points)))["grpo"]
