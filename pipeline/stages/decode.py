@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.evaluations import Decode
 from pipeline.engines import vllm as engine
+from pipeline.engines.vllm_sampling import without_sorting
 from pipeline.errors import PipelineError
 from pipeline.runner import Context, main
 from pipeline.tasks import TASKS
@@ -98,8 +99,10 @@ def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Ro
         llm, [p["prompt_token_ids"] for p in prompts], [f"task '{q.task}', item {q.item}" for q in questions]
     )
     llm.reset_prefix_cache()  # a chunk is computed in the same way whether or not others went before it
+    with without_sorting(llm):
+        outputs = llm.generate(prompts, params, use_tqdm=False)
     rows = []
-    for question, output in zip(questions, llm.generate(prompts, params, use_tqdm=False), strict=True):
+    for question, output in zip(questions, outputs, strict=True):
         for completion in output.outputs:
             task = TASKS[question.task]
             answer = task.extract(completion.text)
