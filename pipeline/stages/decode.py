@@ -31,7 +31,6 @@ import pyarrow.parquet as pq
 
 from pipeline.config.evaluations import Decode
 from pipeline.engines import vllm as engine
-from pipeline.engines.vllm_sampling import without_sorting
 from pipeline.errors import PipelineError
 from pipeline.runner import Context, main
 from pipeline.tasks import TASKS
@@ -74,6 +73,8 @@ def sample(llm: "LLM", questions: Sequence[Question], config: Decode) -> list[Ro
         PipelineError: a prompt that leaves no room for `config.max_tokens` in the model's context.
     """
     from vllm import SamplingParams
+
+    from pipeline.engines.vllm_sampling import without_sorting
 
     tokenizer, context = llm.get_tokenizer(), llm.model_config.max_model_len
     prompts, params = [], []
