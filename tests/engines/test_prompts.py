@@ -60,8 +60,14 @@ class Engine:
     def __init__(self, model: str, **_: Any) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.model_config = SimpleNamespace(max_model_len=128)
-        core = SimpleNamespace(shutdown=lambda: None)
-        self.llm_engine = SimpleNamespace(engine_core=core, model_config=self.model_config)
+        self.llm_engine = SimpleNamespace(
+            engine_core=SimpleNamespace(shutdown=lambda: None),
+            model_config=self.model_config,
+            vllm_config=SimpleNamespace(
+                device_config=SimpleNamespace(device_type="no device: it samples nothing"),
+                parallel_config=SimpleNamespace(world_size=1),
+            ),
+        )
 
     def get_tokenizer(self) -> Any:
         return self.tokenizer
