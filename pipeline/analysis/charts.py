@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.analysis.catalogue import FIGURES
 from pipeline.analysis.finding import finding
 from pipeline.analysis.fits import FORM, error_law
 from pipeline.analysis.metrics import AT, LOSSES, MEMORISATION, REASONING, Key, family, kind, primary, words
@@ -43,18 +44,18 @@ def charts(results: pd.DataFrame, curves: pd.DataFrame) -> list[Chart]:
         finding(results),
         _overview(merged),
         _losses(merged),
-        _by_task(merged, "task_loss", "Task loss", "loss"),
-        _by_task(merged, "accuracy", "Accuracy", "accuracy"),
-        _by(merged, "task_loss_by_loss", "Task loss", "loss", LOSS, "Figure 2"),
-        _by(merged, "accuracy_by_loss", "Accuracy", "accuracy", LOSS, "Figure 3"),
-        _by(merged, "task_loss_by_density", "Task loss", "loss", DENSITY, "Figure 5"),
-        _by(merged, "accuracy_by_density", "Accuracy", "accuracy", DENSITY, "Figures 5 and 8"),
+        _by_task(merged, "task_loss", "loss"),
+        _by_task(merged, "accuracy", "accuracy"),
+        _by(merged, "task_loss_by_loss", "loss", LOSS),
+        _by(merged, "accuracy_by_loss", "accuracy", LOSS),
+        _by(merged, "task_loss_by_density", "loss", DENSITY),
+        _by(merged, "accuracy_by_density", "accuracy", DENSITY),
         _by_shots(merged),
         _against_loss(over_seeds(results[results["variant"] != GRPO])),
         _grpo(merged),
         _self_consistency(merged),
-        _training(results, curves, "training", "Training loss", "pretrain", ("metrics/loss", "validation/loss")),
-        _training(results, curves, "grpo_reward", "GRPO reward", "grpo", ("training/reward", "validation/reward")),
+        _training(results, curves, "training", "pretrain", ("metrics/loss", "validation/loss")),
+        _training(results, curves, "grpo_reward", "grpo", ("training/reward", "validation/reward")),
     ]
     return [chart for chart in every if chart is not None]
 
@@ -69,35 +70,35 @@ def _overview(merged: pd.DataFrame) -> Chart | None:
             rows.append([against(merged, k, TOTAL, prefix=f"{side.capitalize()}: ") for side, k in first.items() if k])
     caption = "Left: memorisation; right: reasoning. Each line is a series of models with equal active parameters. "
     caption += f"{bars_note(merged)}"
-    return make_chart("overview", "Memorisation and reasoning against total parameters", caption, rows)
+    return make_chart("overview", FIGURES["overview"].title, caption, rows)
 
 
 def _losses(merged: pd.DataFrame) -> Chart | None:
     caption = "Cross-entropy in nats per token. Each line is a series of models with equal active parameters. "
     caption += bars_note(merged)
     row = [against(merged, key, TOTAL) for key in LOSSES]
-    return make_chart("loss", "Pre-training loss against total parameters", caption, [row])
+    return make_chart("loss", FIGURES["loss"].title, caption, [row])
 
 
-def _by_task(merged: pd.DataFrame, name: str, title: str, measured: str) -> Chart | None:
+def _by_task(merged: pd.DataFrame, name: str, measured: str) -> Chart | None:
     keys = primary(merged, measured)
     if measured == "loss":
         keys += primary(merged, "bits")
     rows = [[against(merged, key, x) for key in keys] for x in (TOTAL, TPP)]
     caption = "Base models, before any post-training. Tokens per parameter counts total parameters: within a series "
     caption += f"both axes show the same models. {bars_note(merged)}"
-    return make_chart(name, f"{title} against total parameters and tokens per parameter", caption, rows)
+    return make_chart(name, FIGURES[name].title, caption, rows)
 
 
-def _by(merged: pd.DataFrame, name: str, title: str, measured: str, x_label: str, figure: str) -> Chart | None:
+def _by(merged: pd.DataFrame, name: str, measured: str, x_label: str) -> Chart | None:
     """Every entry's main number against the training loss or the density, as in the paper's figure."""
     joined = with_loss(merged)
     sizes = joined.dropna(subset=[X_COLUMN[x_label]]).groupby("series")[X_COLUMN[x_label]].nunique()
     if sizes.empty or sizes.max() < 2:
         return None
     row = [against(joined, key, x_label) for key in primary(merged, measured)]
-    caption = f"As the paper's {figure}. Base models; a line joins a series in the order of its experts. "
-    return make_chart(name, f"{title} against {x_label.partition(' (')[0]}", caption + bars_note(merged), [row])
+    caption = f"As the paper's {FIGURES[name].paper}. Base models; a line joins a series in the order of its experts. "
+    return make_chart(name, FIGURES[name].title, caption + bars_note(merged), [row])
 
 
 def _by_shots(merged: pd.DataFrame) -> Chart | None:
@@ -114,8 +115,9 @@ def _by_shots(merged: pd.DataFrame) -> Chart | None:
             x, y, bars = (run[name].astype(float).tolist() for name in ("shots", "value", "stderr"))
             lines.append(Line(f"E={experts}", x, y, shade[experts], bars, marker="o", facts=facts(run)))
         panels.append(Panel(f"{task}: {series}{items(group)}", SHOTS, words(str(metric)), lines, None, share=True))
-    caption = f"As the paper's Figure 11. Base models; lighter lines: more experts. {bars_note(merged)}"
-    return make_chart("accuracy_by_shots", "Accuracy against the number of worked examples", caption, [list(panels)])
+    figure = FIGURES["accuracy_by_shots"]
+    caption = f"As the paper's {figure.paper}. Base models; lighter lines: more experts. {bars_note(merged)}"
+    return make_chart("accuracy_by_shots", figure.title, caption, [list(panels)])
 
 
 def _against_loss(merged: pd.DataFrame) -> Chart | None:
@@ -145,7 +147,7 @@ def _against_loss(merged: pd.DataFrame) -> Chart | None:
     caption += f"left, and its colour the sparsity 1 - k/E. Dashed: {FORM} (arXiv 2403.08540), fitted to all "
     caption += "checkpoints of a sparsity where they are enough; the figure's CSV has the coefficients. "
     caption += bars_note(merged)
-    return make_chart("error_against_loss", "Error against training loss", caption, rows)
+    return make_chart("error_against_loss", FIGURES["error_against_loss"].title, caption, rows)
 
 
 def _fitted(checkpoints: pd.DataFrame, colours: dict[Any, str]) -> list[Line]:
@@ -170,7 +172,7 @@ def _grpo(merged: pd.DataFrame) -> Chart | None:
     merged = merged[merged["series"].isin(trained["series"])]
     row = [against(merged, key, TOTAL, (BASE, GRPO)) for key in keys]
     caption = f"Solid lines, filled markers: base models; dashed lines, open markers: after GRPO. {bars_note(merged)}"
-    return make_chart("grpo", "Before and after GRPO", caption, [row])
+    return make_chart("grpo", FIGURES["grpo"].title, caption, [row])
 
 
 def _self_consistency(merged: pd.DataFrame) -> Chart | None:
@@ -190,13 +192,11 @@ def _self_consistency(merged: pd.DataFrame) -> Chart | None:
         panels.append(Panel(title, "samples per question", "fraction correct", lines, log_base=2, share=True))
     caption = "Solid: the majority vote is correct. Dashed: at least one sample is correct (coverage). Lighter lines: "
     caption += f"more experts. {bars_note(merged)}"
-    return make_chart(
-        "self_consistency", "Self-consistency against the number of samples", caption, [list(panels)], share_y=True
-    )
+    return make_chart("self_consistency", FIGURES["self_consistency"].title, caption, [list(panels)], share_y=True)
 
 
 def _training(
-    results: pd.DataFrame, curves: pd.DataFrame, name: str, title: str, stage: str, names: tuple[str, ...]
+    results: pd.DataFrame, curves: pd.DataFrame, name: str, stage: str, names: tuple[str, ...]
 ) -> Chart | None:
     """Curves of a training stage, one panel per series and one shade per number of experts."""
     models = results.drop_duplicates("point")[["point", "hidden", "topk", "series", "experts", "seed"]]
@@ -211,4 +211,4 @@ def _training(
                 lines.append(Line(f"E={experts}", x, y, shade[experts], marker="." if len(x) <= 20 else ""))
             panels.append(Panel(str(series), "step", words(curve), lines, None))
     caption = "Lighter lines: more experts. Long curves are averaged over equal blocks of steps."
-    return make_chart(name, title, caption, [panels], share_y=True)
+    return make_chart(name, FIGURES[name].title, caption, [panels], share_y=True)

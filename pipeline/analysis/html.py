@@ -18,8 +18,8 @@ import vl_convert
 from markupsafe import Markup
 
 from pipeline.analysis import claims, setup_tables, tables, verdicts
-from pipeline.analysis.absent import absent
 from pipeline.analysis.answer import answer
+from pipeline.analysis.catalogue import absent
 from pipeline.analysis.metrics import Key, words
 from pipeline.analysis.timeline import timeline
 from pipeline.dag.point import Point, short

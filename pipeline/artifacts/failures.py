@@ -38,7 +38,9 @@ def check_folders(results: Path, folders: Iterable[Path]) -> None:
     Raises:
         PipelineError: one cannot, with the way out.
     """
-    for folder in sorted({results / part for inner in folders for part in (inner, *inner.parents)}):
+    inner = set(folders)
+    inner |= {parent for folder in inner for parent in folder.parents}
+    for folder in sorted(results / part for part in inner):
         if folder.is_symlink() and not folder.exists():
             raise PipelineError(f"{folder}: a link to {folder.readlink()}, which is not there; mount it or remove it")
         if folder.exists() and not folder.is_dir():

@@ -54,7 +54,7 @@ def table(plan: Plan) -> list[str]:
 
 def _row(plan: Plan, name: str, stages: list[str]) -> list[str]:
     """A point's row of the table."""
-    point, jobs = plan.dag.points[name], plan.of_point(name)
+    point, jobs = plan.dag.points[name], plan.of_point[name]
     pretrain = next((cost for cost in jobs if cost.job.stage == "pretrain"), None)
     if pretrain is None:  # adopted
         training = ["-", "-", "-"]
@@ -177,7 +177,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "tokens": point.tokens,
             "tokens_per_param": point.tokens_per_param,
             "micro_batch": point.pretrain.micro_batch,
-            "jobs": [cost.describe(unit) for cost in plan.of_point(name)],
+            "jobs": [cost.describe(unit) for cost in plan.of_point[name]],
         }
         for name, point in plan.dag.points.items()
     }

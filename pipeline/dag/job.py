@@ -27,7 +27,7 @@ class Job:
         parts = [self.scale, *["data"] * STAGES[self.stage].data, self.source, self.point, self.stage, self.variant]
         return Path(*filter(None, parts))
 
-    @property
+    @cached_property
     def record(self) -> Path:
         """The artifact's record, relative to the results folder."""
         return self.folder / RECORD

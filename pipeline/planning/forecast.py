@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median, mode
 from typing import Any
@@ -81,8 +82,13 @@ class Plan:
         """Hours until what remains is done on this machine's cores (CPU plans)."""
         return cpu.elapsed_hours(self.dag, {c.job: c.predicted_h for c in self.jobs if c.remains}, cpu.cores())
 
-    def of_point(self, point: str) -> list[Cost]:
-        return [cost for cost in self.jobs if cost.job.point == point]
+    @cached_property
+    def of_point(self) -> dict[str, list[Cost]]:
+        found = defaultdict(list)
+        for cost in self.jobs:
+            if cost.job.point:
+                found[cost.job.point].append(cost)
+        return found
 
 
 def make(dag: Dag, layouts: Layouts, results: Path, device: str, mfu: float) -> Plan:
