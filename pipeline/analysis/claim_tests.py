@@ -88,7 +88,8 @@ def trend(test: Trend, cells: Cells, least: int) -> Outcome:
         stderr = math.sqrt(squares / (df / len(groups))) / len(groups)
         scatter = Estimate(float(np.mean(slopes)), stderr, df, "one seed, scatter about the line")
     unit = "the unit of training loss" if test.along == "train_loss" else f"doubling of {test.along}"
-    what = f"mean slope of {'ln ' * test.log}value for each {unit}"
+    value = f"{'ln ' * test.log}value" if test.less is None else "ln of their ratio" if test.log else "their difference"
+    what = f"mean slope of {value} for each {unit}"
     return _directed(what, cells.contrast(weights, scatter), test.direction, np.concatenate(groups))
 
 

@@ -13,8 +13,9 @@ import pandas as pd
 
 from pipeline.analysis import paired, tables
 from pipeline.analysis.cells import CannotRun, cells_of
+from pipeline.analysis.claim_rows import prepare, select, select_rows
 from pipeline.analysis.metrics import LOSSES, Key, distinct, primary
-from pipeline.analysis.verdicts import Finding, Question, judge, prepare, select, select_rows
+from pipeline.analysis.verdicts import Finding, Question, judge
 from pipeline.artifacts.record import Record
 from pipeline.config.claims import Across, Claim, Claims
 from pipeline.dag.study import StudyDag

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.analysis.cells import CannotRun, Cells, Outcome, cells_of
+from pipeline.analysis.cells import CannotRun, Cells, Outcome
+from pipeline.analysis.claim_rows import prepare, select
 from pipeline.analysis.claim_tests import TESTS
-from pipeline.analysis.metrics import AT, distinct, family, kind, primary
-from pipeline.analysis.tables import item_error, plus_minus
-from pipeline.config.claims import Across, Between, Claim, Claims, Exact, Paired, Rows, Shape
-from pipeline.dag.stages import BASE, GRPO
+from pipeline.analysis.tables import plus_minus
+from pipeline.config.claims import Across, Between, Claim, Claims, Exact
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "undecided", "not run"
 VERDICTS = (HOLDS, FAILS, UNDECIDED, NOT_RUN)
@@ -68,7 +67,7 @@ class Finding:
     leaning: str = ""  # the verdict that it has if `corrected` is small enough
 
 
-# ----------------------------------------------------------------------------------------------------- the rows
+# ------------------------------------------------------------------------------------------------ the questions
 
 
 def questions(claims: Claims, results: pd.DataFrame, scale: str) -> tuple[list[Question], list[Finding]]:
@@ -86,87 +85,6 @@ def questions(claims: Claims, results: pd.DataFrame, scale: str) -> tuple[list[Q
         except CannotRun as reason:
             not_run.append(Finding(name, reason=str(reason)))
     return asked, not_run
-
-
-def prepare(results: pd.DataFrame) -> pd.DataFrame:
-    """The tidy table with what tests need beside its columns: kind of task, samples of a vote, training loss."""
-    trained = results[(results["stage"] == "pretrain") & (results["metric"] == "train_loss")]
-    losses = dict(zip(zip(trained["point"], trained["variant"], strict=True), trained["value"], strict=True))
-    places = zip(results["point"], results["variant"], strict=True)
-    errors = zip(results["value"], results["stderr"], results["n"], strict=True)
-    votes = results["metric"].str.extract(AT.pattern)
-    return results.dropna(subset=["value"]).assign(
-        kind=results["task"].map({task: kind(task) for task in results["task"].unique()}),
-        votes=votes[0],
-        samples=votes[1].astype("float64"),
-        loss=[losses.get(place, losses.get((place[0], BASE), math.nan)) for place in places],
-        stderr=[item_error(*error) for error in errors],
-    )
-
-
-def select(prepared: pd.DataFrame, claim: Claim) -> list[tuple[str, Cells]]:
-    """The numbers that a claim is about, each with its name. (`CannotRun` as `select_rows`.)"""
-    return [(number, cells_of(rows)) for number, rows in select_rows(prepared, claim)]
-
-
-def select_rows(prepared: pd.DataFrame, claim: Claim) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of the numbers that a claim is about.
-
-    Raises:
-        CannotRun: the table has none of them.
-    """
-    assert claim.rows is not None
-    axis = claim.test.axis if isinstance(claim.test, Paired | Shape) else ""
-    variants = [BASE, GRPO] if axis == "variant" else claim.rows.variants
-    rows = prepared[_mask(prepared, claim.rows, variants)]
-    rows = rows[_measured(rows, claim.rows, axis)] if len(rows) else rows
-    if not len(rows):
-        raise CannotRun(f"the table has no {_described(claim.rows)}")
-    entry = rows["task"] if axis == "shots" else rows["entry"]
-    metric = rows["votes"].fillna(rows["metric"]) if axis == "samples" else rows["metric"]
-    numbers = rows["stage"] + " " + entry + " " + metric
-    return [(str(number), part) for number, part in rows.groupby(numbers, sort=False)]
-
-
-def _mask(rows: pd.DataFrame, asked: Rows, variants: Iterable[str]) -> "pd.Series[bool]":
-    def like(column: str, patterns: Iterable[str]) -> "pd.Series[bool]":
-        fits = [one for one in rows[column].unique() if any(fnmatchcase(one, pattern) for pattern in patterns)]
-        return rows[column].isin(fits)
-
-    mask = like("variant", variants) & like("series", asked.series) & like("point", asked.points)
-    if asked.kind:
-        mask &= rows["kind"] == asked.kind
-    if asked.tasks:
-        mask &= rows["task"].isin(asked.tasks)
-    if asked.shots:
-        mask &= rows["shots"].isin(asked.shots)
-    if asked.options is not None:
-        mask &= rows["options"] == asked.options
-    return mask
-
-
-def _measured(rows: pd.DataFrame, asked: Rows, axis: str) -> "pd.Series[bool]":
-    """Which rows hold the measure: the main metric of each entry, or along `samples` all sizes of a vote."""
-    if asked.metric:
-        return rows["metric"] == asked.metric
-    if asked.measure in ("train_loss", "validation_loss"):
-        return (rows["stage"] == "pretrain") & (rows["metric"] == asked.measure)
-    measure = str(asked.measure)
-    keys = [key for key in distinct(rows) if family(key.stage, key.metric) == measure]
-    keys = keys if axis == "samples" else primary(rows, measure)
-    wanted = {(key.stage, key.entry, key.metric) for key in keys}
-    there = zip(rows["stage"], rows["entry"], rows["metric"], strict=True)
-    return pd.Series([key in wanted for key in there], index=rows.index)
-
-
-def _described(rows: Rows) -> str:
-    """The rows of a claim in words: "accuracy of gsm8k (4 shots), variant grpo"."""
-    of = " or ".join(rows.tasks) or (f"{rows.kind} tasks" if rows.kind else "")
-    shots = f" ({' or '.join(map(str, rows.shots))} shots)" * bool(rows.shots)
-    text = f"{rows.measure or rows.metric}{f' of {of}' * bool(of)}{shots}"
-    text += f", {rows.options}" * bool(rows.options)
-    named = [(name, getattr(rows, name)) for name in ("series", "points", "variants")]
-    return text + "".join(f", {name} {' or '.join(globs)}" for name, globs in named if globs not in (["*"], [BASE]))
 
 
 # ------------------------------------------------------------------------------------------------- the verdicts

@@ -54,6 +54,10 @@ class Trend(Strict):
     direction: Direction = Field(description="where the value goes as the axis grows")
     along: Along = Field("experts", description="the axis, at equal other axes")
     log: bool = Field(False, description="the slope of the value's logarithm")
+    less: Rows | None = Field(
+        None,
+        description="another number of the same models; its slope is taken off (with `log`, that of its logarithm)",
+    )
 
 
 class Monotone(Strict):
