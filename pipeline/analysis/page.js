@@ -2,6 +2,7 @@
 "use strict";
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const narrow = window.matchMedia("(max-width: 40rem)");
 
 // Axes and words take the page's colours; the marks' colours are the figure's own and are readable on both.
 function theme() {
@@ -26,11 +27,19 @@ async function unpacked(id) {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
 }
 
+// On a narrow screen panels stand below each other, and so do the lines of a legend.
+function stacked(spec) {
+  const text = JSON.stringify(spec, (key, part) => (key === "legend" && part ? { ...part, columns: 1 } : part));
+  const one = JSON.parse(text);
+  return one.vconcat ? { ...one, vconcat: one.vconcat.flatMap((row) => row.hconcat ?? [row]) } : one;
+}
+
 // The first figure at once; each of the others when the browser has time for it, so that the page answers meanwhile.
 async function draw() {
   for (const holder of document.querySelectorAll("[data-spec]")) {
     if (holder.matches("main *")) await new Promise((resume) => setTimeout(resume));
-    const spec = await unpacked(holder.dataset.spec);
+    const whole = await unpacked(holder.dataset.spec);
+    const spec = narrow.matches ? stacked(whole) : whole;
     const config = { ...spec.config };
     for (const [part, colours] of Object.entries(theme()))
       config[part] = typeof colours === "object" ? { ...config[part], ...colours } : colours;
@@ -85,5 +94,5 @@ for (const table of document.querySelectorAll("table.sortable")) {
   table.parentElement.before(filter);
 }
 
-dark.addEventListener("change", draw);
+for (const change of [dark, narrow]) change.addEventListener("change", draw);
 draw();

@@ -226,7 +226,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=6),
     ),
     "report": Stage(
-        version=6,
+        version=7,
         unit=(),
         jobs=upstream.one_job,
         inputs=upstream.report_inputs,
@@ -236,7 +236,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=3),
     ),
     "study": Stage(
-        version=2,
+        version=3,
         unit=(),
         jobs=upstream.no_job,
         inputs=upstream.study_inputs,

@@ -55,13 +55,41 @@ assert sent.keys() == file.keys(), sorted(sent.keys() ^ file.keys())[:4]
 assert all(torch.equal(sent[name], file[name]) for name in file)
 print("equal", len(file))
 """
-    env = trainer.environment(tmp_path, tmp_path / "metrics.jsonl", Execution(device="cpu"))
+    assert "equal 41" in with_the_plugin(f"OUT = {str(tmp_path)!r}\n{code}", tmp_path)
+
+
+def test_log_probabilities_of_many_tokens_at_once_are_verls(tmp_path: Path) -> None:
+    code = """
+import torch
+from verl.utils import torch_functional
+own = torch_functional.logprobs_from_logits_v2
+from pipeline.engines.verl.plugin import log_probs, registry
+torch.manual_seed(0)
+log_probs.CHUNK_BYTES = 5 * 40 * 4  # five rows at a time, and some left
+for kind, shape in ((torch.float32, (33,)), (torch.float32, (3, 7)), (torch.bfloat16, (33,)), (torch.bfloat16, (3, 7))):
+    logits, labels, weights = 5 * torch.randn(*shape, 40), torch.randint(0, 40, shape), torch.randn(shape)
+    found = []
+    for function in (own, torch_functional.logprobs_from_logits):
+        leaf = logits.to(kind).requires_grad_()
+        values = function(leaf, labels)
+        (values * weights).sum().backward()
+        found.append((values.detach(), leaf.grad))
+    for one, other in zip(*found):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 if kind == torch.float32 else 0)
+assert torch_functional.logprobs_from_logits_v2 is log_probs.log_probs and own is not log_probs.log_probs
+print("equal")
+"""
+    assert "equal" in with_the_plugin(code, tmp_path)
+
+
+def with_the_plugin(code: str, folder: Path) -> str:
+    """What a process says that is one of verl's."""
+    env = trainer.environment(folder, folder / "metrics.jsonl", Execution(device="cpu"))
     env |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", f"OUT = {str(tmp_path)!r}\n{code}"], env=env, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "equal 41" in done.stdout
+    return done.stdout
 
 
 def _log(work: Path, launch: int, steps: list[int], tail: str = "", value: float = 0.0) -> None:

@@ -40,6 +40,9 @@ setTimeout(() => {
   seen.filtered = [...claims.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.textContent);
   seen.claims = claims.tBodies[0].rows.length;
   seen.charts = document.querySelectorAll(".alive .chart svg.marks").length;
+  const places = [...document.querySelectorAll(".chart svg")[0].querySelectorAll(".role-title-text text")];
+  seen.columns = new Set(places.map((title) => Math.round(title.getBoundingClientRect().x / 20))).size;
+  seen.scrolled = [...document.querySelectorAll(".alive .chart")].filter((c) => c.scrollWidth > c.clientWidth).length;
   seen.width = document.documentElement.scrollWidth;
   seen.screen = document.documentElement.clientWidth;
   const mark = document.querySelector(".chart svg .mark-symbol path[aria-label]");
@@ -114,9 +117,11 @@ def test_tables_sort_both_ways_and_filter(seen: tuple[dict[str, Any], str]) -> N
     assert all(word in row.lower() for row in seen[0]["filtered"] for word in ("training", "loss", "falls"))
 
 
-def test_a_small_dark_screen_scrolls_down_only(page: Path, tmp_path: Path) -> None:
+def test_a_small_dark_screen_scrolls_down_only(page: Path, seen: tuple[dict[str, Any], str], tmp_path: Path) -> None:
     small, said = visit(page, tmp_path, 400, "--blink-settings=preferredColorScheme=0")
     assert small["width"] <= small["screen"] <= 500 and said == ""
+    assert small["charts"] == seen[0]["charts"] and small["scrolled"] == 0
+    assert seen[0]["columns"] == 2 and small["columns"] == 1, "panels beside each other, and below each other"
     assert small["ink"] == "rgb(230, 237, 243)"
 
 

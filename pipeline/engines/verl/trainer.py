@@ -1,6 +1,6 @@
 """verl as a process: the recipe as its settings, its launch and its end, its metrics, its checkpoints.
 
-The training itself is stock `python -m verl.trainer.main_ppo`: GRPO, Ray, FSDP actor and reference, vLLM rollouts.
+The training itself is verl's (`verl.trainer.main_ppo`): GRPO, Ray, FSDP actor and reference, vLLM rollouts.
 What stock verl lacks for Mixtral and for CPUs is in `pipeline.engines.verl.plugin`.
 """
 
@@ -27,10 +27,11 @@ from pipeline.runtime.execution import Execution, die_with_parent, end_processes
 
 RUN = "GRPO_RUN"  # environment variable that names the run's folder in /tmp; all its processes inherit it
 START = Path(__file__).with_name("start")  # sitecustomize.py of all its processes
+MAIN = "pipeline.engines.verl.main"
 PLUGIN = "pipeline.engines.verl.plugin"
 ERROR_LINES = 30
 POLL_S = 0.5
-WORKERS = ("TaskRunner", "WorkerDict", "RunServer", "TransferQueue", "SimpleStorage")  # Ray actors that last a run
+WORKERS = ("WorkerDict", "RunServer", "TransferQueue", "SimpleStorage")  # Ray actors that last a run
 LOST = ("ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "OutOfMemoryError", "EngineDeadError")
 NO_DUAL_CLIP = 1e9  # verl keeps the logarithm of the ratio within 20, so that no ratio reaches this
 GRACE_S = 30  # verl's own end takes its workers first
@@ -286,7 +287,7 @@ def _launch(settings: list[str], work: Path, metrics: Path, execution: Execution
     folder, log = run_folder(work), metrics.with_suffix(".log")
     end_run(folder)
     folder.mkdir(mode=0o700)
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *settings, f"+ray_kwargs.ray_init._temp_dir={folder}"]
+    command = [sys.executable, "-m", MAIN, *settings, f"+ray_kwargs.ray_init._temp_dir={folder}"]
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` is reached
     try:
         with log.open("wb") as output:

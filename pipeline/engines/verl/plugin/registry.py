@@ -1,8 +1,12 @@
-"""Puts this package's rollout classes in place of verl's."""
+"""Puts this package's rollout classes and log-probabilities in place of verl's."""
 
 from typing import Any
 
 from verl.workers.rollout import base, replica, router
+
+from pipeline.engines.verl.plugin import log_probs
+
+__all__ = ["log_probs"]
 
 
 def _load_replica() -> type:
