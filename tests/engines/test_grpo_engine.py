@@ -83,6 +83,25 @@ print("equal")
     assert "equal" in with_the_plugin(code, tmp_path)
 
 
+def test_batches_are_cut_into_the_parts_that_verl_cuts(tmp_path: Path) -> None:
+    code = """
+import torch
+from verl.utils import seqlen_balancing
+own = seqlen_balancing.karmarkar_karp
+from pipeline.engines.verl.plugin import balance, registry
+torch.manual_seed(0)
+for parts, equal in ((1, True), (1, False), (3, False), (4, True), (7, False)):
+    work = seqlen_balancing.calculate_workload(torch.randint(10, 14, (84,)))
+    found = []
+    for function in (own, balance.partition):
+        seqlen_balancing.karmarkar_karp = function
+        found.append(seqlen_balancing.get_seqlen_balanced_partitions(work, parts, equal))
+    assert found[0] == found[1], (parts, equal)
+print("equal")
+"""
+    assert "equal" in with_the_plugin(code, tmp_path)
+
+
 def with_the_plugin(code: str, folder: Path) -> str:
     """What a process says that is one of verl's."""
     env = trainer.environment(folder, folder / "metrics.jsonl", Execution(device="cpu"))

@@ -1,12 +1,12 @@
-"""Puts this package's rollout classes and log-probabilities in place of verl's."""
+"""Puts this package's rollout classes, log-probabilities and partition of batches in place of verl's."""
 
 from typing import Any
 
 from verl.workers.rollout import base, replica, router
 
-from pipeline.engines.verl.plugin import log_probs
+from pipeline.engines.verl.plugin import balance, log_probs
 
-__all__ = ["log_probs"]
+__all__ = ["balance", "log_probs"]
 
 
 def _load_replica() -> type:

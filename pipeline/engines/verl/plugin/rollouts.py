@@ -103,12 +103,15 @@ class BatchRollouts:
                     "loss_mask": ones,
                     "rollout_log_probs": torch.tensor(log_probs),
                     "rm_scores": scores,
-                    "data_source": row["data_source"],
-                    "reward_model": row["reward_model"],
-                    "extra_fields": {"reward_extra_info": {"acc": score}},
                     "num_turns": 2,
                 }
             )
+            if validate:  # verl hands the actor every field there is, and it moves each row of each
+                fields[-1] |= {
+                    "data_source": row["data_source"],
+                    "reward_model": row["reward_model"],
+                    "extra_fields": {"reward_extra_info": {"acc": score}},
+                }
             tags.append(
                 {
                     "status": "success",
