@@ -137,14 +137,18 @@ def claims_table(said: dict[str, Any]) -> dict[str, Any]:
     )  # those that were first
     frame["finding"] = [verdict or whole for verdict, whole in zip(frame["finding"], frame["verdict"], strict=True)]
     frame["statistic"] = [text or reason for text, reason in zip(frame["statistic"], frame["reason"], strict=True)]
-    # "benchmark sums exact_match,strict-match" in words.
-    parts = [number.rpartition(" ") for number in frame["number"]]
-    frame["number"] = [f"{asked}, {words(metric)}" if asked else metric for asked, _, metric in parts]
+    frame["number"] = [", less ".join(map(_in_words, number.split(", less "))) for number in frame["number"]]
     return {
         "headings": list(columns.values()),
         "lines": frame[list(columns)].to_numpy().tolist(),
         "note": verdicts.note(said),
     }
+
+
+def _in_words(number: str) -> str:
+    """`benchmark sums exact_match,strict-match` for people."""
+    asked, _, metric = number.rpartition(" ")
+    return f"{asked}, {words(metric)}" if asked else metric
 
 
 def counted(said: dict[str, Any]) -> str:
