@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.analysis import verdicts
 from pipeline.analysis.cells import Estimate
+from pipeline.analysis.html import claims_table
 from pipeline.analysis.orders import _orders, _spearman
 from pipeline.analysis.verdicts import FAILS, HOLDS, NOT_RUN, UNDECIDED, benjamini_hochberg
 from tests.helpers.claims import ACCURACY, BITS, LOSS, claims, found, table
@@ -107,6 +108,17 @@ def test_one_number_is_compared_with_another_of_the_same_models(seeds, log, fact
     if verdict == HOLDS:
         slope = np.polyfit([2, 3, 4, 5, 6], np.log(2 - 0.1 * np.arange(2, 7)), 1)[0] if log else -0.1
         assert finding.estimate == pytest.approx(slope, abs=0.01)
+
+
+def test_the_page_says_numbers_in_words():
+    numbers = {("taskloss", "recall", "nll"): up, ("benchmark", "sums", "exact_match,strict-match"): up}
+    less = {"measure": "accuracy", "kind": "reasoning"}
+    loss = {"measure": "loss", "kind": "memorisation"}
+    asked = claims((TREND, less), (TREND | {"less": less}, loss))
+    said = verdicts.as_json(asked, verdicts.verdicts(asked, table(numbers), "mini"))
+    words = [line[7] for line in claims_table(said)["lines"]]
+    accuracy = "benchmark sums, exact match (strict)"
+    assert words == [accuracy, f"taskloss recall, task loss (nats per token), less {accuracy}"]
 
 
 def test_a_number_without_logarithm_and_models_without_the_other_are_said():
