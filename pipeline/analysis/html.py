@@ -132,9 +132,8 @@ def claims_table(said: dict[str, Any]) -> dict[str, Any]:
     frame = verdicts.page(said)
     columns = {"claim": "claim", "finding": "verdict", "statistic": "test", "estimate": "estimate"}
     columns |= {"interval": "95 % interval", "p": "p, corrected", "n": "of", "number": "number", "source": "source"}
-    frame = frame.sort_values(
-        "verdict", key=lambda verdict: verdict == "not run", kind="stable"
-    )  # those that were first
+    order = list(verdicts.VERDICTS)
+    frame = frame.sort_values("verdict", key=lambda given: given.map(order.index), kind="stable")
     frame["finding"] = [verdict or whole for verdict, whole in zip(frame["finding"], frame["verdict"], strict=True)]
     frame["statistic"] = [text or reason for text, reason in zip(frame["statistic"], frame["reason"], strict=True)]
     frame["number"] = [", less ".join(map(_in_words, number.split(", less "))) for number in frame["number"]]

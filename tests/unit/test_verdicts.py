@@ -114,10 +114,12 @@ def test_the_page_says_numbers_in_words():
     numbers = {("taskloss", "recall", "nll"): up, ("benchmark", "sums", "exact_match,strict-match"): up}
     less = {"measure": "accuracy", "kind": "reasoning"}
     loss = {"measure": "loss", "kind": "memorisation"}
-    asked = claims((TREND, less), (TREND | {"less": less}, loss))
+    asked = claims((TREND | {"less": less}, loss), (TREND, less))
     said = verdicts.as_json(asked, verdicts.verdicts(asked, table(numbers), "mini"))
     words = [line[7] for line in claims_table(said)["lines"]]
     accuracy = "benchmark sums, exact match (strict)"
+    listed = [line[1] for line in claims_table(said)["lines"]]
+    assert listed == [HOLDS, UNDECIDED], "what is decided comes first"
     assert words == [accuracy, f"taskloss recall, task loss (nats per token), less {accuracy}"]
 
 
