@@ -21,6 +21,20 @@ from pipeline.analysis.tables import MODEL_COLUMNS
 Floats = NDArray[np.float64]
 INTERVAL = 0.95  # coverage of the intervals that are shown; verdicts come from corrected p values
 LOGARITHMIC = {"experts", "topk", "density", "total_params", "active_params", "tokens_per_param"}
+AXES = {
+    "topk": "top-k",
+    "total_params": "total parameters",
+    "active_params": "active parameters",
+    "tokens_per_param": "tokens per parameter",
+    "train_loss": "training loss",
+    "variant": "base and GRPO",
+    "shots": "worked examples",
+}
+
+
+def named(axis: str) -> str:
+    """An axis in words."""
+    return AXES.get(axis, axis)
 
 
 class CannotRun(Exception):

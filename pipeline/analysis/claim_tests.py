@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.analysis.cells import CannotRun, Cells, Estimate, Floats, Outcome, Pooled, over_blocks
+from pipeline.analysis.cells import CannotRun, Cells, Estimate, Floats, Outcome, Pooled, named, over_blocks
 from pipeline.analysis.orders import any_of_each, correlation, tail
 from pipeline.config.claims import (
     Between,
@@ -63,7 +63,7 @@ def _lines(cells: Cells, along: str, least: int) -> list[Any]:
     columns = BESIDE["topk"] if along in ("topk", "active_params") else LINE
     groups = cells.groups(columns, least, cells.place(along))
     if not groups:
-        raise CannotRun(f"no line has {least} models along {along}")
+        raise CannotRun(f"no line has {least} models along {named(along)}")
     return groups
 
 
@@ -87,7 +87,7 @@ def trend(test: Trend, cells: Cells, least: int) -> Outcome:
     else:  # of each line's models about it; equal weights, since their numbers are about equal
         stderr = math.sqrt(squares / (df / len(groups))) / len(groups)
         scatter = Estimate(float(np.mean(slopes)), stderr, df, "one seed, scatter about the line")
-    unit = "the unit of training loss" if test.along == "train_loss" else f"doubling of {test.along}"
+    unit = "the unit of training loss" if test.along == "train_loss" else f"doubling of {named(test.along)}"
     value = f"{'ln ' * test.log}value" if test.less is None else "ln of their ratio" if test.log else "their difference"
     what = f"mean slope of {value} for each {unit}"
     return _directed(what, cells.contrast(weights, scatter), test.direction, np.concatenate(groups))
@@ -108,7 +108,7 @@ def monotone(test: Monotone, cells: Cells, least: int) -> Outcome:
     against_it = any(sign * rho <= 0 for rho in found.each) or reversal <= REVERSAL
     against = 2 * min(reversal, found.against)
     used = np.concatenate(groups)
-    return found.outcome(test.along, 1.0 if against_it else found.for_, min(against, 1.0), used)
+    return found.outcome(named(test.along), 1.0 if against_it else found.for_, min(against, 1.0), used)
 
 
 def rank(test: Rank, cells: Cells, least: int) -> Outcome:
@@ -119,9 +119,9 @@ def rank(test: Rank, cells: Cells, least: int) -> Outcome:
     else:
         groups = [np.flatnonzero(np.isfinite(place) & np.isfinite(cells.means))]
         if len(groups[0]) < least:
-            raise CannotRun(f"fewer than {least} models have {test.along}")
+            raise CannotRun(f"fewer than {least} models have {named(test.along)}")
     found = correlation([(place[line], cells.means[line]) for line in groups], test.direction)
-    return found.outcome(test.along, found.for_, found.against, np.concatenate(groups))
+    return found.outcome(named(test.along), found.for_, found.against, np.concatenate(groups))
 
 
 def shape(test: Shape, cells: Cells, least: int) -> Outcome:
@@ -131,7 +131,7 @@ def shape(test: Shape, cells: Cells, least: int) -> Outcome:
     groups = [[pair for pair in pairs if series[pair[0]] == name] for name in sorted({series[i] for i, _ in pairs})]
     groups = [group for group in groups if len(group) >= least]
     if not groups:
-        raise CannotRun(f"no series has {least} models before and after ({test.axis})")
+        raise CannotRun(f"no series has {least} models before and after ({named(test.axis)})")
     lines = [(cells.means[[i for i, _ in group]], cells.means[[j for _, j in group]]) for group in groups]
     found = correlation(lines, "rises")
     return found.outcome("the value before", found.for_, found.against, np.ravel([p for g in groups for p in g]))
@@ -181,7 +181,7 @@ def optimum(test: Optimum, cells: Cells, least: int) -> Outcome:
         raise CannotRun(f"{len(best)} series with {least} or more models; an order of optima needs {max(least, 4)}")
     place = cells.means if test.at == "value" else cells.place(test.at)
     if not np.isfinite(place[np.concatenate(lines)]).all():
-        raise CannotRun(f"a model has no {test.at}")
+        raise CannotRun(f"a model has no {named(test.at)}")
     active = cells.place("active_params")[best]
     found = correlation([(active, place[best])], test.direction)
     for_, against = found.for_, found.against
@@ -190,7 +190,7 @@ def optimum(test: Optimum, cells: Cells, least: int) -> Outcome:
         rises, falls = tail(chance, found.mean, 1)
         rises, falls = (rises, falls) if test.direction == "rises" else (falls, rises)
         for_, against = max(for_, rises), max(against, falls)
-    of = f"active_params, of the {test.at} of each series' best"
+    of = f"active parameters, of the {named(test.at)} of each series' best"
     return found.outcome(of, for_, against, np.concatenate(lines))
 
 
@@ -203,7 +203,9 @@ def peak(test: Peak, cells: Cells, least: int) -> Outcome:
     mean = over_blocks(cells.place(test.at)[best], f"scatter of {len(best)} series")
     middle, width = math.log2(test.value), math.log2(test.factor)
     used = np.concatenate(lines)
-    return _equivalence(f"mean log2 of {test.at} where a series is best", mean, middle - width, middle + width, used)
+    return _equivalence(
+        f"mean log2 of {named(test.at)} where a series is best", mean, middle - width, middle + width, used
+    )
 
 
 def _best(cells: Cells, of: str, lines: list[Any]) -> list[int]:
@@ -220,7 +222,7 @@ def paired(test: Paired, cells: Cells, least: int) -> Outcome:
     cells = cells.logarithm() if test.log else cells
     pairs = _pairs(cells, test.axis, test.near)
     if not pairs:
-        raise CannotRun(f"no two models differ in {test.axis} alone")
+        raise CannotRun(f"no two models differ in {named(test.axis)} alone")
     weights = np.zeros(len(cells.means))
     for before, after in pairs:
         weights[after] += 1 / len(pairs)
@@ -228,7 +230,7 @@ def paired(test: Paired, cells: Cells, least: int) -> Outcome:
     differences = np.array([cells.means[after] - cells.means[before] for before, after in pairs])
     scatter = over_blocks(differences, f"one seed, scatter of {len(pairs)} pairs") if len(pairs) >= least else None
     estimate = cells.contrast(weights, scatter)
-    what = f"mean difference{' of ln value' * test.log} along {test.axis}, {len(pairs)} pair{'s' * (len(pairs) > 1)}"
+    what = f"mean difference{' of ln value' * test.log} along {named(test.axis)}, pairs: {len(pairs)}"
     if test.direction:
         return _directed(what, estimate, test.direction, np.ravel(pairs))
     assert test.margin is not None

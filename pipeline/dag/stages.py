@@ -206,7 +206,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=3),
     ),
     "claims": Stage(
-        version=1,
+        version=2,
         unit=(),
         jobs=upstream.one_job,
         inputs=upstream.claims_inputs,
