@@ -9,6 +9,7 @@ import base64
 import gzip
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,8 @@ def fill(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
     script = (Path(__file__).parent / "page.js").read_text()
-    return environment.get_template(template).render(library=Markup(library), script=Markup(script), **values)
+    return environment.get_template(template).render(library=Markup(_library()), script=Markup(script), **values)
 
 
 def _facts(results: pd.DataFrame, records: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -115,6 +115,13 @@ def _facts(results: pd.DataFrame, records: list[dict[str, Any]]) -> list[tuple[s
         ("CPU time", duration(sum(r["cpu_s"] for r in records))),
         ("started (UTC)", f"{started[0][:16]} to {started[-1][:16]}".replace("T", " ")),
     ]
+
+
+@cache
+def _library() -> str:
+    """vega-embed with Vega and Vega-Lite, as a script for a page."""
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle.replace("</script", "<\\/script")
 
 
 def _kept(records: list[dict[str, Any]]) -> list[str]:

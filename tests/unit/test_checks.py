@@ -15,7 +15,7 @@ from pipeline.data.registry import load_sources
 from pipeline.errors import PipelineError
 from pipeline.tasks import stock
 from pipeline.tasks.stock import stock_names
-from tests.helpers.config import CONFIG, whole_grid
+from tests.helpers.config import CONFIG, dump, whole_grid
 from tests.unit.test_config import grid_file
 
 
@@ -94,7 +94,7 @@ def test_data_of_a_task_that_is_not_registered_is_named(tmp_path):
     path = grid_file(tmp_path, grpo__task="gsm8k")
     sources = yaml.safe_load((tmp_path / "sources.yaml").read_text())
     del sources["benchmarks"]["gsm8k"]
-    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(sources))
+    (tmp_path / "sources.yaml").write_text(dump(sources))
     assert refusal(path)[0].startswith("grpo.task: the data of 'gsm8k' is not under `benchmarks`")
 
 
@@ -169,7 +169,7 @@ def registry(tmp_path: Path, **sections: dict[str, Any]) -> Path:
     sources = yaml.safe_load((CONFIG / "sources.yaml").read_text())
     for section, entries in sections.items():
         sources[section] |= entries
-    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(sources))
+    (tmp_path / "sources.yaml").write_text(dump(sources))
     return path
 
 
@@ -206,14 +206,14 @@ def test_names_that_are_no_good_as_folders_are_refused(tmp_path, name):
         assert "should match pattern" in found[0] or "at most 128 characters" in found[0], found
     data = whole_grid()
     data["scales"][name] = {"extends": "smoke"}
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(data))
+    (tmp_path / "grid.yaml").write_text(dump(data))
     assert "should" in refusal(tmp_path / "grid.yaml")[0]
 
 
 def test_scales_that_differ_by_case_only_are_refused(tmp_path):
     data = whole_grid()
     data["scales"]["Smoke"] = {"extends": "smoke"}
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(data))
+    (tmp_path / "grid.yaml").write_text(dump(data))
     with pytest.raises(PipelineError, match="scales 'Smoke' and 'smoke' differ by upper and lower case only"):
         Dag.load("smoke", tmp_path / "grid.yaml")
 

@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.commands.config import generated
 from pipeline.config.evaluations import EvalTask, LossTask
@@ -12,7 +11,7 @@ from pipeline.config.scales import load_grid
 from pipeline.dag.dag import Dag
 from pipeline.data.registry import load_sources
 from pipeline.errors import PipelineError
-from tests.helpers.config import CONFIG, whole_grid
+from tests.helpers.config import CONFIG, dump, whole_grid
 
 
 def grid_file(folder: Path, **changes: object) -> Path:
@@ -25,7 +24,7 @@ def grid_file(folder: Path, **changes: object) -> Path:
             node = node.setdefault(key, {})
         node[last] = value
     (folder / "sources.yaml").write_text((CONFIG / "sources.yaml").read_text())
-    (folder / "grid.yaml").write_text(yaml.safe_dump(data))
+    (folder / "grid.yaml").write_text(dump(data))
     return folder / "grid.yaml"
 
 

@@ -12,7 +12,7 @@ from pipeline.dag.stages import STAGES
 from pipeline.dag.survey import Survey, survey
 from pipeline.errors import PipelineError
 from pipeline.runner import execute
-from tests.helpers.config import CONFIG, whole_grid
+from tests.helpers.config import CONFIG, dump, whole_grid
 from tests.unit.test_config import grid_file
 
 
@@ -66,7 +66,7 @@ def test_a_source_moves_everything_made_of_it_and_not_the_others_corpus(tmp_path
     before = prints(grid_file(tmp_path))
     sources = yaml.safe_load((tmp_path / "sources.yaml").read_text())
     sources["datasets"]["facts-smoke"]["exposures"] += 1
-    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(sources))
+    (tmp_path / "sources.yaml").write_text(dump(sources))
     moved = changed(tmp_path / "grid.yaml", before)
     assert "corpus facts-smoke" in moved and "corpus sums-smoke" not in moved
     assert {"tokenizer", "tokenize sums-smoke"} <= moved  # the word tokenizer is trained on all sources

@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from pipeline.artifacts.store import read_record
 from pipeline.commands import plan
@@ -19,7 +18,7 @@ from pipeline.data.sources.huggingface import HuggingFaceDataset
 from pipeline.errors import PipelineError
 from pipeline.stages import benchdata
 from pipeline.tasks.offline_hub.mirror import present_configs
-from tests.helpers.config import CONFIG
+from tests.helpers.config import CONFIG, dump
 from tests.helpers.data import documents, make, with_source
 
 CASES = {  # pattern -> (paths it stands for, paths it does not)
@@ -113,7 +112,7 @@ def test_a_glob_that_does_not_mean_what_it_seems_to_is_refused(tmp_path, kind, p
         registry["datasets"]["mine"] = {"kind": kind, "licence": "MIT", "path": pattern}
     else:
         registry["datasets"]["mine"] = base | {"kind": kind, "files": ["README.md", pattern]}
-    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(registry))
+    (tmp_path / "sources.yaml").write_text(dump(registry))
     with pytest.raises(PipelineError, match=f"sources.yaml:\\d+: .*mine.*{message}"):
         load_sources(tmp_path / "sources.yaml")
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from pipeline.analysis import paired, studies, study_charts, study_page
 from pipeline.analysis.studies import Side
@@ -17,7 +16,7 @@ from pipeline.dag.dag import BASE, Dag
 from pipeline.dag.job import Job
 from pipeline.dag.study import StudyDag, load
 from pipeline.errors import PipelineError
-from tests.helpers.config import CONFIG
+from tests.helpers.config import CONFIG, dump
 from tests.helpers.synthetic import LOSSES_ONLY, dag_of, row, table_of
 from tests.unit.test_config import grid_file
 
@@ -71,7 +70,7 @@ def test_only_the_models_that_are_compared_are_made():
 )
 def test_a_study_that_cannot_be_says_where(tmp_path, change, message):
     path = grid_file(tmp_path)
-    (tmp_path / "studies.yaml").write_text(yaml.safe_dump({"studies": {"one": STUDY | change}}))
+    (tmp_path / "studies.yaml").write_text(dump({"studies": {"one": STUDY | change}}))
     with pytest.raises(PipelineError, match=message):
         load("studies/one", path)
     with pytest.raises(PipelineError, match="there is no study 'ones'|studies.one"):
