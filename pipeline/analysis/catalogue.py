@@ -32,6 +32,11 @@ class Figure(NamedTuple):
     paper: str
     needs: tuple[str, ...]
 
+    @property
+    def cited(self) -> str:
+        """`Task loss against training loss (Figure 2)`."""
+        return f"{self.title} ({self.paper})" if self.paper else self.title
+
 
 FIGURES: dict[str, Figure] = {
     "finding": Figure("Two ways to lower the training loss", "", ("loss", "memorisation", "reasoning")),
@@ -57,12 +62,10 @@ FIGURES: dict[str, Figure] = {
 def absent(results: pd.DataFrame, drawn: Iterable[str]) -> list[tuple[str, str]]:
     """The title of each figure that is not among `drawn`, and why it is not."""
     names, said = set(drawn), []
-    for name, (title, paper, needed) in FIGURES.items():
+    for name, figure in FIGURES.items():
         if name not in names:
-            lacking = [NEEDS[need][1] for need in needed if not NEEDS[need][0](results)]
-            said.append(
-                (f"{title} ({paper})" if paper else title, ", ".join(lacking) or "too few models or values to compare")
-            )
+            lacking = [NEEDS[need][1] for need in figure.needs if not NEEDS[need][0](results)]
+            said.append((figure.cited, ", ".join(lacking) or "too few models or values to compare"))
     return said
 
 

@@ -16,20 +16,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
+from pipeline.analysis.panels import X_COLUMN
 from pipeline.analysis.tables import MODEL_COLUMNS
 
 Floats = NDArray[np.float64]
 INTERVAL = 0.95  # coverage of the intervals that are shown; verdicts come from corrected p values
 LOGARITHMIC = {"experts", "topk", "density", "total_params", "active_params", "tokens_per_param"}
-AXES = {
-    "topk": "top-k",
-    "total_params": "total parameters",
-    "active_params": "active parameters",
-    "tokens_per_param": "tokens per parameter",
-    "train_loss": "training loss",
-    "variant": "base and GRPO",
-    "shots": "worked examples",
-}
+AXES = {column: label.partition(" (")[0] for label, column in X_COLUMN.items()}
+AXES |= {"topk": "top-k", "variant": "base and GRPO"}
 
 
 def named(axis: str) -> str:
@@ -144,6 +138,10 @@ class Cells:
         if (self.values <= 0).any():
             raise CannotRun("a value is not positive, and has no logarithm")
         return replace(self, values=np.log(self.values), errors=self.errors / self.values)
+
+    def less(self, other: "Cells") -> "Cells":
+        """The differences to another number of the same models and seeds, with their errors."""
+        return replace(self, values=self.values - other.values, errors=np.hypot(self.errors, other.errors))
 
     def groups(self, columns: list[str], least: int, place: Floats) -> list[Any]:
         """The models of equal columns as lists of their numbers, along an axis; of fewer than `least`: left out."""

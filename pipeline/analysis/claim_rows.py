@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-import numpy as np
 import pandas as pd
 
 from pipeline.analysis.cells import CannotRun, Cells, cells_of
@@ -31,37 +30,34 @@ def prepare(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def select(prepared: pd.DataFrame, claim: Claim) -> list[tuple[str, Cells]]:
-    """The numbers that a claim is about, each with its name. (`CannotRun` as `select_rows`.)"""
-    numbers = select_rows(prepared, claim)
-    if isinstance(claim.test, Trend) and claim.test.less:
-        others = select_rows(prepared, claim.model_copy(update={"rows": claim.test.less}))
-        numbers = [
-            (f"{number}, less {other}", _less(rows, of_other, claim.test.log))
-            for number, rows in numbers
-            for other, of_other in others
-        ]
-    return [(number, cells_of(rows)) for number, rows in numbers]
-
-
-def _less(rows: pd.DataFrame, others: pd.DataFrame, log: bool) -> pd.DataFrame:
-    """The rows of one number with another of the same point and variant taken off; with `log`, divided by it.
-
-    The two are measured on different items, so that their errors are independent.
+    """The numbers that a claim is about, each with its name.
 
     Raises:
-        CannotRun: no model has both, or a number that has no logarithm.
+        CannotRun: the table has none of them; of two numbers, no model has both, or one has no logarithm.
     """
-    places = ["point", "variant"]
-    both = rows.merge(others[[*places, "value", "stderr"]], on=places, suffixes=("", "_other"))
+    numbers = select_rows(prepared, claim)
+    if not (isinstance(claim.test, Trend) and claim.test.less):
+        return [(number, cells_of(rows)) for number, rows in numbers]
+    found = []
+    for other, of_other in select_rows(prepared, claim.model_copy(update={"rows": claim.test.less})):
+        for number, rows in numbers:
+            cells = difference(rows, of_other, ["point", "variant"], claim.test.log)
+            if cells is None:
+                raise CannotRun("no model has both numbers")
+            found.append((f"{number}, less {other}", cells))
+    return found
+
+
+def difference(rows: pd.DataFrame, others: pd.DataFrame, keys: list[str], log: bool = False) -> Cells | None:
+    """The cells of rows less those of other rows with the same keys, or of their logarithms; None without any.
+
+    The two are taken to have errors of their own.
+    """
+    both = rows.merge(others[[*keys, "value", "stderr"]], on=keys, suffixes=("", "_other"))
     if both.empty:
-        raise CannotRun("no model has both numbers")
-    value, other = both["value"], both["value_other"]
-    if not log:
-        return both.assign(value=value - other, stderr=np.hypot(both["stderr"], both["stderr_other"]))
-    if (value <= 0).any() or (other <= 0).any():
-        raise CannotRun("a value is not positive, and has no logarithm")
-    ratio = value / other
-    return both.assign(value=ratio, stderr=ratio * np.hypot(both["stderr"] / value, both["stderr_other"] / other))
+        return None
+    one, other = cells_of(both), cells_of(both.assign(value=both["value_other"], stderr=both["stderr_other"]))
+    return one.logarithm().less(other.logarithm()) if log else one.less(other)
 
 
 def select_rows(prepared: pd.DataFrame, claim: Claim) -> list[tuple[str, pd.DataFrame]]:

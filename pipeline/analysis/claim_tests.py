@@ -72,7 +72,7 @@ def _lines(cells: Cells, along: str, least: int) -> list[Any]:
 
 def trend(test: Trend, cells: Cells, least: int) -> Outcome:
     """The mean over lines of the least-squares slope; a slope of each seed, and t over seeds."""
-    cells = cells.logarithm() if test.log else cells
+    cells = cells.logarithm() if test.log and not test.less else cells  # of two numbers they are taken already
     groups, place = _lines(cells, test.along, least), cells.place(test.along)
     weights, slopes, squares, df = np.zeros(len(cells.means)), [], 0.0, 0
     for line in groups:

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.analysis import paired, tables
-from pipeline.analysis.cells import CannotRun, cells_of
-from pipeline.analysis.claim_rows import prepare, select, select_rows
+from pipeline.analysis.cells import CannotRun
+from pipeline.analysis.claim_rows import difference, prepare, select, select_rows
 from pipeline.analysis.metrics import LOSSES, Key, distinct, primary
 from pipeline.analysis.verdicts import Finding, Question, judge
 from pipeline.artifacts.record import Record
@@ -162,12 +162,8 @@ def _between(name: str, claim: Claim, first: pd.DataFrame, other: pd.DataFrame, 
     keys = ["series", "experts", "variant", "seed", "shots", "samples"]
     asked = []
     for number in [number for number in after if number in before]:
-        both = after[number].merge(before[number][[*keys, "value", "stderr"]], on=keys, suffixes=("", "_before"))
-        if not len(both):
-            continue
-        value = both["value"] - both["value_before"]
-        stderr = np.hypot(both["stderr"], both["stderr_before"])
-        asked.append(Question(name, claim, f"{label}: {number}", cells_of(both.assign(value=value, stderr=stderr))))
+        if cells := difference(after[number], before[number], keys):
+            asked.append(Question(name, claim, f"{label}: {number}", cells))
     if not asked:
         raise CannotRun("no number that the first scale has too")
     return asked

@@ -122,7 +122,7 @@ wildcard_constraints:
 def signed(function):
     """The function, with its parameters noted where Snakemake looks first.
 
-    For each job and call it would work them out anew: a seventh of the time that planning thousands of jobs takes.
+    For each job and call it would work them out anew: a tenth of the time that planning thousands of jobs takes.
     """
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("self", None)

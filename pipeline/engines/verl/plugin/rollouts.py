@@ -91,6 +91,11 @@ class BatchRollouts:
         for (row, number, prompt, answer, log_probs), score in zip(samples, rewards, strict=True):
             scores, ones = torch.zeros(len(answer)), torch.ones(len(answer), dtype=torch.int64)
             scores[-1] = score
+            judged = {  # only when validating: verl hands the actor every field there is, and it moves each row of each
+                "data_source": row["data_source"],
+                "reward_model": row["reward_model"],
+                "extra_fields": {"reward_extra_info": {"acc": score}},
+            }
             keys.append(f"{row['uid']}_{number}_0")
             fields.append(
                 {
@@ -105,13 +110,8 @@ class BatchRollouts:
                     "rm_scores": scores,
                     "num_turns": 2,
                 }
+                | (judged if validate else {})
             )
-            if validate:  # verl hands the actor every field there is, and it moves each row of each
-                fields[-1] |= {
-                    "data_source": row["data_source"],
-                    "reward_model": row["reward_model"],
-                    "extra_fields": {"reward_extra_info": {"acc": score}},
-                }
             tags.append(
                 {
                     "status": "success",
