@@ -132,7 +132,7 @@ def rotation(counting: Counting) -> Callable[..., torch.Tensor]:
 
 
 def norm(counting: Counting) -> Callable[..., torch.Tensor]:
-    """`F.rms_norm`: a kernel forward, which keeps its input and a number for each row, and two backward."""
+    """`F.rms_norm` and ours: a kernel forward, which keeps its input and a number for each row, and two backward."""
 
     class Norm(torch.autograd.Function):
         @staticmethod
@@ -150,7 +150,7 @@ def norm(counting: Counting) -> Callable[..., torch.Tensor]:
             counting.ran("norm", [d_y, x, scale], d_weight)
             return d_x, d_weight
 
-    return lambda x, shape, weight, eps: Norm.apply(x, weight)
+    return lambda x, weight, eps: Norm.apply(x, weight)
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def pretending(counting: Counting) -> Iterator[None]:
     from megatron.core.fusions import fused_bias_swiglu
     from megatron.core.transformer.moe import token_dispatcher
 
-    from pipeline.engines.megatron import gpu, patches
+    from pipeline.engines.megatron import gpu, gpu_experts, patches
 
     class Stream:  # and the event that it records
         def wait_stream(self, _: Any) -> None: ...
@@ -181,9 +181,15 @@ def pretending(counting: Counting) -> Iterator[None]:
     fused = {
         (gpu, "_loss_and_gradient"): as_one(counting, gpu._loss_and_gradient, "loss and gradient"),
         (gpu, "rotate"): rotation(counting),
+        (gpu, "rms_norm"): norm(counting),
     }
-    for name in ("weighted_swiglu", "weighted_swiglu_back"):
-        fused[fused_bias_swiglu, name] = as_one(counting, getattr(fused_bias_swiglu, name), name)
+    names = {
+        fused_bias_swiglu: ("weighted_swiglu", "weighted_swiglu_back"),
+        gpu_experts: ("sum_of_copies", "weighted_swiglu", "weighted_swiglu_backward"),
+    }
+    for module, each in names.items():
+        for name in each:
+            fused[module, name] = as_one(counting, getattr(module, name), name)
     patches.install(on_gpu=False)
     with ExitStack() as stack:
         for (module, name), function in fused.items():
@@ -194,6 +200,7 @@ def pretending(counting: Counting) -> Iterator[None]:
         stack.enter_context(patch.object(torch.cuda, "current_stream", Stream))
         stack.enter_context(patch.object(token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", None))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", attention))
-        stack.enter_context(patch.object(F, "rms_norm", norm(counting)))
+        ours = norm(counting)
+        stack.enter_context(patch.object(F, "rms_norm", lambda x, shape, weight, eps: ours(x, weight, eps)))
         stack.enter_context(patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", counting.known_to_host))
         yield

@@ -63,13 +63,19 @@ def matmul_flops(device: Any, dtype: Any, clock: Callable[[], float]) -> float:
 def megatron_step(
     point: Point, execution: Execution, device: Any, dtype: Any, data: list[dict]
 ) -> Callable[[int], Any]:
+    import torch
     from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
 
     from pipeline.engines.megatron import model as megatron
     from pipeline.engines.megatron.trainer import Trainer
 
     get_moe_layer_wise_logging_tracker().clear()  # of the point before
-    trainer = Trainer(megatron.build_model(point, execution, device, dtype), point)
+    model = megatron.build_model(point, execution, device, dtype, drawn=not execution.on_gpu)
+    if execution.on_gpu:  # which draws the weights of large models in no time
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.normal_(weight, std=point.shape.init_std)
+    trainer = Trainer(model, point)
     return lambda i: trainer.step(data, i)
 
 
@@ -85,7 +91,7 @@ def transformers_step(point: Point, device: Any, dtype: Any, data: list[dict]) -
         experts_implementation="grouped_mm",
         attn_implementation="sdpa",
     )
-    with device:  # a GPU draws the weights of large models in no time
+    with device:  # as above
         model = getattr(transformers, architecture.HF_CLASS)(config).to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, fused=True)
 

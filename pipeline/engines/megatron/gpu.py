@@ -5,9 +5,10 @@ each where it computes what is asked for:
 
 - head and loss in chunks (`Head`), where the vocabulary is not cut: at the paper's sizes the logits of a micro-batch
   of 16 sequences take 13 GB in bf16, and three times as much with the fp32 copy that becomes their softmax.
-- routing and permutation that leave the counts of experts on the GPU (`Router`, `Dispatcher`), where all experts are on
-  one rank: Megatron's wait for the GPU in every layer, to learn how many tokens an expert gets.
-- rotation by position in one pass and from tables made once (`Attention`).
+- routing and permutation that leave the counts of experts on the GPU (`gpu_experts.py`), where all experts are on one
+  rank: Megatron's wait for the GPU in every layer, to learn how many tokens an expert gets.
+- activation of the experts, norms (`Norm`) and rotation by position (`Attention`) in one pass each, the last from
+  tables made once.
 
 Megatron's `jit_fuser` (torch.compile on a GPU, nothing on a CPU) makes one kernel of each function that it marks. The
 modules run on a CPU too, where tests hold them to Megatron's. The letters of shapes are those of `models/shape.py`.
@@ -18,20 +19,16 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.jit import jit_fuser
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.attention import SelfAttention
-from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
-from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
-from megatron.core.transformer.moe.router import TopKRouter
-from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from pipeline.engines.megatron.modules import FusedAttention, GroupedExperts, block_spec
+from pipeline.engines.megatron.gpu_experts import Experts, FusedExperts
+from pipeline.engines.megatron.modules import FusedAttention, RMSNorm, block_spec
 from pipeline.planning.gpu_memory import HEAD_TOKENS
 
 # The options of a layer of experts that `Router` and `Dispatcher` know, at any value. All others have to be Megatron's
@@ -66,13 +63,17 @@ def rotation_fits(arguments: dict[str, Any]) -> bool:
 def gpu_spec(config: TransformerConfig, arguments: dict[str, Any]) -> TransformerBlockSubmodules:
     """The specification of this rank's layers with the modules below in place where they fit."""
     block = block_spec(config)
+    block.layer_norm = Norm
     for layer in block.layer_specs:
         parts = layer.submodules
+        parts.input_layernorm = parts.pre_mlp_layernorm = Norm
         if rotation_fits(arguments):
             parts.self_attention.module = Attention
             parts.self_attention.submodules.core_attention = RotatedAttention
         if experts_fit(config):
             parts.mlp = Experts
+        else:
+            parts.mlp.submodules.experts = ModuleSpec(module=FusedExperts)
     return block
 
 
@@ -183,112 +184,22 @@ class ChunkedModel(GPTModel):
         return self.output_layer(hidden_states, labels=labels)
 
 
-# ------------------------------------------------------------------------------------------------------- experts
+# --------------------------------------------------------------------------------------------- norms and attention
 
 
-class Router(TopKRouter):
-    """Megatron's router, with its losses, which gives the experts chosen in place of masks of all experts."""
-
-    def routing(
-        self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [S, B, E] -> the K largest of a token as a softmax over them, and their experts, [T, K] each."""
-        s, b, experts = logits.shape
-        logits = self.apply_z_loss(logits.view(-1, experts))
-        values, chosen = logits.topk(self.topk, 1)
-        weights = values.softmax(1)
-        if self.training and torch.is_grad_enabled() and self.is_aux_loss_enabled():
-            p = logits.softmax(1)
-            is_chosen = torch.zeros_like(p, dtype=torch.bool).scatter_(1, chosen, True)
-            weights = self._apply_aux_loss(weights, p, is_chosen)
-            weights = self._apply_seq_aux_loss(weights, p, is_chosen, s, b)
-        return weights, chosen
+@jit_fuser
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [..., D] -> weight x / sqrt(mean(x^2) + eps), computed in fp32."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
 
-class _Copy(torch.autograd.Function):
-    """Copies [N, D] of tokens x [T, D], sorted by expert: copy n is of token `tokens[n]`. d_x sums over copies."""
+class Norm(RMSNorm):
+    """The norm of `modules.py`; PyTorch's own takes three times as long for its backward pass on a GPU."""
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(places)
-        return x.index_select(0, tokens)
-
-    @staticmethod
-    def backward(ctx: Any, d_y: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (places,) = ctx.saved_tensors
-        return F.embedding_bag(places, d_y, mode="sum"), None, None
-
-
-class _Sum(torch.autograd.Function):
-    """Sums [T, D] over the copies of tokens, f [N, D]: those of token t are at `places[t]`, [K]. d_f is d_y, copied."""
-
-    @staticmethod
-    def forward(ctx: Any, f: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(tokens)
-        return F.embedding_bag(places, f, mode="sum")
-
-    @staticmethod
-    def backward(ctx: Any, d_y: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (tokens,) = ctx.saved_tensors
-        return d_y.index_select(0, tokens), None, None
-
-
-class Dispatcher(MoETokenDispatcher):
-    """Copies sorted by expert where all experts are on this rank: nothing is sent, and nothing has to be known here of
-    how many an expert gets.
-    """
-
-    def dispatch_preprocess(
-        self, tokens: torch.Tensor, routing_map: torch.Tensor, probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [S, B, D], experts and weights of the router, [T, K] each -> copies [N, D], their weights [N]."""
-        self.shape, (_, k) = tokens.shape, routing_map.shape
-        # int16, of which a radix sort takes a quarter of the passes.
-        experts, order = routing_map.reshape(-1).to(torch.int16).sort(stable=True)
-        bounds = torch.arange(self.config.num_moe_experts + 1, dtype=torch.int16, device=experts.device)
-        self.counts = torch.searchsorted(experts, bounds).diff()  # [E]
-        every = torch.arange(len(order), device=order.device)
-        self.places = torch.empty_like(order).scatter_(0, order, every).view(-1, k)
-        self.tokens = order // k
-        rows = _Copy.apply(tokens.reshape(-1, self.shape[-1]), self.tokens, self.places)
-        return rows, probs.reshape(-1).index_select(0, order)
-
-    def token_dispatch(self, hidden_states: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As they are."""
-        return hidden_states, probs
-
-    def dispatch_postprocess(
-        self, hidden_states: torch.Tensor, probs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As they are, with the copies that each expert gets, [E], on the tokens' device."""
-        return hidden_states, self.counts, probs
-
-    def combine_preprocess(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """As they are."""
-        return hidden_states
-
-    def token_combine(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """As they are."""
-        return hidden_states
-
-    def combine_postprocess(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Copies [N, D] -> tokens [S, B, D]."""
-        y = _Sum.apply(hidden_states, self.tokens, self.places)
-        del self.tokens, self.places, self.counts
-        return y.view(self.shape)
-
-
-class Experts(MoELayer):
-    """Megatron's layer of experts with this module's router and dispatcher, and the experts of `modules.py`."""
-
-    def __init__(self, config: TransformerConfig, pg_collection: Any = None, **options: Any) -> None:
-        parts = MoESubmodules(experts=ModuleSpec(module=GroupedExperts), router=Router)
-        groups = pg_collection or get_default_pg_collection()
-        super().__init__(config, parts, pg_collection=groups, **options)
-        self.token_dispatcher = Dispatcher(config, groups)
-
-
-# ----------------------------------------------------------------------------------------------------- attention
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., D]."""
+        return rms_norm(x, self.weight, self.eps)
 
 
 @jit_fuser

@@ -55,10 +55,15 @@ class GroupedExperts(MegatronModule):
         """
         ends = tokens_per_expert.cumsum(0).to(tokens.device, torch.int32)  # [E/ep]
         gate_up = F.grouped_mm(tokens, self.fc1.transpose(1, 2), offs=ends)  # [n, 2F]
-        # SwiGLU times the router's weight in one function, which keeps only its input for the backward pass: two fifths
-        # less memory for an expert layer. Weighting before fc2 is weighting after it, since fc2 has no bias.
-        inner = weighted_bias_swiglu_impl(gate_up, None, probs.unsqueeze(-1))  # [n, F]
+        # Weighting before fc2 is weighting after it, since fc2 has no bias.
+        inner = self.activate(gate_up, probs)  # [n, F]
         return F.grouped_mm(inner, self.fc2.transpose(1, 2), offs=ends), None
+
+    def activate(self, gate_up: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """SwiGLU times the router's weights, [n, 2F] and [n] -> [n, F], in one function, which keeps only its input for
+        the backward pass: two fifths less memory for an expert layer.
+        """
+        return weighted_bias_swiglu_impl(gate_up, None, weights.unsqueeze(-1))
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
