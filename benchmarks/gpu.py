@@ -4,21 +4,22 @@
     python -m benchmarks.gpu --device cpu --tiny      the same path on a CPU, with models too small to say anything
 
 Speed: tokens a second and MFU (the share of the data sheet's bf16 FLOP/s that the model's FLOPs come to) at hidden 512,
-1024 and 2048 with 8 and 64 experts, the paper's vocabulary, sequences and micro-batches, one micro-batch a step, in
-bf16. Layers are cut to as many as `plan` says fit, and said. Ours stands against Megatron's own modules in the same
-trainer, and against transformers' Mixtral as its documentation trains it. What does not fit is tried with half the
-micro-batch, and so on; the cell says so. Memory: the peak that PyTorch allocated for ours, against `plan`'s estimate.
+1024 and 2048 with 8 and 64 experts, the paper's vocabulary, sequences and micro-batches, in bf16, two micro-batches a
+step (as in most of the paper's layouts, whose 32 to 128 GPUs share the optimizer's work). Layers are cut to as many as
+`plan` says fit, and said. Ours stands against Megatron's own modules in the same trainer, and against transformers'
+Mixtral as its documentation trains it. What does not fit is tried with half the micro-batch, and so on; the cell says
+so. Memory: the peak that PyTorch allocated for ours, against `plan`'s estimate.
 
 Numbers: losses of 20 steps in fp32 against the CPU's; and logits in bf16 of a model and of its conversion.
 
 Needs torch and megatron-core, and what reads the configuration (pydantic, PyYAML). Without transformers, its cells say
-so. Engines are processes of their own, one after the other.
+so. Each measurement is a process of its own, one after the other.
 """
 
 import argparse
-import gc
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from pipeline.runtime.execution import Execution, prepare_environment
 from pipeline.runtime.quiet import quietly
 
 OURS, STOCK, PEER = "ours", "Megatron's modules", "transformers"
-WARM_UP, STEPS, EQUAL_STEPS = 3, 10, 20
+WARM_UP, STEPS, EQUAL_STEPS, MICRO_BATCHES = 3, 6, 20, 2
 LAYERS = (16, 8, 4, 2, 1)
 MICRO_BATCH = {(512, 8): 16, (512, 64): 16, (1024, 8): 16, (1024, 64): 8, (2048, 8): 8, (2048, 64): 2}  # the paper's
 USABLE = 0.9  # of a GPU's memory, to choose layers by
@@ -52,8 +53,9 @@ def point_of(hidden: int, experts: int, layers: int, micro_batch: int, tiny: boo
     if tiny:
         sizes |= {"layers": 2, "head_size": 32, "vocab_size": 96, "sequence_length": 32}
         hidden, micro_batch = hidden // 16, 4
-    recipe = {"steps": 1000, "global_batch": micro_batch, "micro_batch": micro_batch, "lr": 1e-3, "min_lr": 1e-4}
-    pretrain = Pretrain.model_validate(recipe | {"warmup_steps": 100, "dtype": dtype})
+    recipe = {"steps": 1000, "lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 100, "dtype": dtype}
+    batch = {"global_batch": MICRO_BATCHES * micro_batch, "micro_batch": micro_batch}
+    pretrain = Pretrain.model_validate(recipe | batch)
     return Point(hidden=hidden, experts=experts, topk=2, model=Model.model_validate(sizes), pretrain=pretrain)
 
 
@@ -83,17 +85,18 @@ def data_of(point: Point, count: int) -> list[dict[str, Any]]:
 
 
 def process(target: Callable[..., Any], *args: Any) -> Any:
-    """What a function returns in a fresh process, or the error that it ends with."""
+    """What a function returns in a fresh process, or the error that it ends with.
+
+    Of Megatron's own layer of experts not all memory is free again before its process ends.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(target, *args).result()
-        except Exception as error:
-            return RuntimeError(brief(error))
-
-
-def brief(error: Exception) -> str:
-    """Its kind and first line."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}" if str(error) else type(error).__name__
+        except ImportError as error:
+            return f"no {error.name}"
+        except Exception as error:  # one engine's failure is a cell of the table
+            line = str(error).splitlines()[0][:160] if str(error) else ""
+            return RuntimeError(f"{type(error).__name__}: {line}")
 
 
 def about_device(device_name: str) -> dict[str, Any]:
@@ -142,21 +145,6 @@ def accumulates(device: Any) -> bool:
     return bool(total[0, 0] == 9)
 
 
-def speeds(engine: str, points: list[Point], device_name: str) -> list[dict[str, Any] | str]:
-    """For each point tokens a second, peak memory and micro-batch, or why there is none."""
-    execution = Execution(device=device_name)
-    with quietly(), ExitStack() as stack:
-        prepare_environment(execution)
-        import torch
-
-        from pipeline.engines.megatron import model as megatron
-
-        if engine != PEER:
-            use_modules(engine, stack)
-        device = stack.enter_context(megatron.session(execution))
-        return [speed(engine, point, execution, device, torch) for point in points]
-
-
 def use_modules(engine: str, stack: ExitStack) -> None:
     """Have models built of ours for a GPU, whatever the device is, or of Megatron's own with its optimizer's step."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
@@ -173,50 +161,52 @@ def use_modules(engine: str, stack: ExitStack) -> None:
         stack.enter_context(patch.object(module, name, value))
 
 
-def speed(engine: str, point: Point, execution: Execution, device: Any, torch: Any) -> dict[str, Any] | str:
+def speed(engine: str, point: Point, device_name: str) -> dict[str, Any] | str:
     """Of one point, with the largest micro-batch that fits, from its own downwards."""
     micro_batch = point.pretrain.micro_batch
     while micro_batch:
-        sizes = {"micro_batch": micro_batch, "global_batch": micro_batch}
-        try:
-            return timed(engine, replace(point, pretrain=point.pretrain.model_copy(update=sizes)), execution, device)
-        except ImportError as error:
-            return f"no {error.name}"
-        except torch.OutOfMemoryError:
-            micro_batch //= 2
-        except Exception as error:  # one engine's failure is a cell of the table
-            return brief(error)
-        torch.cuda.empty_cache()
+        sizes = {"micro_batch": micro_batch, "global_batch": MICRO_BATCHES * micro_batch}
+        tried = replace(point, pretrain=point.pretrain.model_copy(update=sizes))
+        result = process(timed, engine, tried, device_name)
+        if not (isinstance(result, Exception) and "OutOfMemoryError" in str(result)):
+            print(f"{engine}, d{point.hidden}-E{point.experts}: {result}", file=sys.stderr, flush=True)
+            return result if isinstance(result, dict) else str(result)
+        micro_batch //= 2
     return "out of memory"
 
 
-def timed(engine: str, point: Point, execution: Execution, device: Any) -> dict[str, Any]:
-    import torch
+def timed(engine: str, point: Point, device_name: str) -> dict[str, Any]:
+    """Tokens a second and peak memory; run in a process of its own."""
+    execution = Execution(device=device_name)
+    with quietly(), ExitStack() as stack:
+        prepare_environment(execution)
+        import torch
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[point.pretrain.dtype]
-    batch, on_gpu = point.pretrain.global_batch, device.type == "cuda"
-    data = data_of(point, 2 * batch)
-    gc.collect()  # trainers and models refer to each other
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    if engine == PEER:
-        step = transformers_step(point, device, dtype, data)
-    else:
-        step = megatron_step(point, execution, device, dtype, data)
-    times = []
-    for i in range(WARM_UP + STEPS):
-        begun = time.perf_counter()
-        step(i % 2)
-        if on_gpu:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    return {
-        "tokens_per_s": batch * point.model.sequence_length / statistics.median(times[WARM_UP:]),
-        "slowest": max(times[WARM_UP:]) / statistics.median(times[WARM_UP:]),
-        "peak": torch.cuda.max_memory_allocated() if on_gpu else None,
-        "micro_batch": batch,
-    }
+        from pipeline.engines.megatron import model as megatron
+
+        if engine != PEER:
+            use_modules(engine, stack)
+        device = stack.enter_context(megatron.session(execution))
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[point.pretrain.dtype]
+        batch, on_gpu = point.pretrain.global_batch, device.type == "cuda"
+        data = data_of(point, 2 * batch)
+        if engine == PEER:
+            step = transformers_step(point, device, dtype, data)
+        else:
+            step = megatron_step(point, execution, device, dtype, data)
+        times = []
+        for i in range(WARM_UP + STEPS):
+            begun = time.perf_counter()
+            step(i % 2)
+            if on_gpu:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begun)
+        return {
+            "tokens_per_s": batch * point.model.sequence_length / statistics.median(times[WARM_UP:]),
+            "slowest": max(times[WARM_UP:]) / statistics.median(times[WARM_UP:]),
+            "peak": torch.cuda.max_memory_allocated() if on_gpu else None,
+            "micro_batch": point.pretrain.micro_batch,
+        }
 
 
 def losses(point: Point, device_name: str, for_gpu: bool) -> list[float]:
@@ -271,7 +261,7 @@ def parity(point: Point, device_name: str) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------ main
 
 
-def cell(result: dict[str, Any] | str | Exception, point: Point, ours: dict[str, Any] | str | None = None) -> str:
+def cell(result: dict[str, Any] | str, point: Point, ours: dict[str, Any] | str | None = None) -> str:
     """Tokens a second, and how many times as fast ours is."""
     if not isinstance(result, dict):
         return str(result)
@@ -296,15 +286,14 @@ def main() -> None:
     best = kind.flops if kind else machine["matmul"]
     print(f"{machine['name']}, {machine['versions']}; matrix products {machine['matmul'] / 1e12:,.3g} TFLOP/s")
     print(f"MFU is of {best / 1e12:,.3g} TFLOP/s ({'data sheet' if kind else 'the matrix products'})")
-    print(f"attention: {machine['attention']}; ", end="")
+    how = "" if machine["accumulates"] else "not "
     print(
-        f"the head's gradient is {'' if machine['accumulates'] else 'not '}added in the product that makes it\n",
+        f"attention: {machine['attention']}; the head's gradient is {how}added in the product that makes it\n",
         flush=True,
     )
 
     points = points_for(machine["memory"], args.tiny)
-    results = {engine: process(speeds, engine, points, args.device) for engine in (OURS, STOCK, PEER)}
-    each = {name: found if isinstance(found, list) else [found] * len(points) for name, found in results.items()}
+    each = {engine: [speed(engine, point, args.device) for point in points] for engine in (OURS, STOCK, PEER)}
     print("| point | layers | tokens/s | MFU | Megatron's modules | transformers | peak GB | plan | slowest step |")
     print("|---|---|---|---|---|---|---|---|---|")
     for i, point in enumerate(points):
@@ -323,22 +312,17 @@ def main() -> None:
     here, there = process(losses, small, args.device, True), process(losses, small, "cpu", False)
     if isinstance(here, list) and isinstance(there, list):
         apart = [abs(a - b) / b for a, b in zip(here, there, strict=True)]
-        print(
-            f"Losses of {EQUAL_STEPS} steps in fp32, here and on the CPU: at most {max(apart):.1e} apart, as a share; ",
-            end="",
-        )
-        print(f"{there[0]:.4f} -> {there[-1]:.4f}", flush=True)
+        print(f"Losses of {EQUAL_STEPS} steps in fp32, here and on the CPU: at most {max(apart):.1e} apart, ", end="")
+        print(f"as a share; {there[0]:.4f} -> {there[-1]:.4f}", flush=True)
     else:
         print(f"Losses of {EQUAL_STEPS} steps: here {here}; on the CPU {there}", flush=True)
 
     middle = point_of(1024 if args.tiny else 512, 8, 4, 1, args.tiny, "bf16")
     found = process(parity, middle, args.device)
     if isinstance(found, dict):
-        print(
-            f"Logits in bf16 of Megatron's model and of its conversion: {found['apart']:.1e} apart, in the mean; ",
-            end="",
-        )
-        print(f"{found['ours']:.1e} and {found['theirs']:.1e} from those in fp32, which are {found['size']:.1e} large")
+        print(f"Logits in bf16 of Megatron's model and of its conversion: {found['apart']:.1e} apart, ", end="")
+        print(f"in the mean; {found['ours']:.1e} and {found['theirs']:.1e} from those in fp32, ", end="")
+        print(f"which are {found['size']:.1e} large")
     else:
         print(f"Conversion not compared: {found}")
     print(f"{time.monotonic() - begun:.0f} s", flush=True)

@@ -5,13 +5,13 @@ GPU-hours by stage, disk, and the stages that remain. Totals are of what remains
 
     GPU-hours = FLOPs / (peak FLOP/s of the GPU x MFU)
 
-MFU is --mfu until pre-training records of this scale on the same kind of device say what was reached; every other stage
-likewise has a rate of its own. The plan then prints predicted against actual time of what is finished: a job's
-prediction uses the records of the others.
+MFU is --mfu, or what one H200 reached at the width (docs/PERFORMANCE.md), until pre-training records of this scale on
+the same kind of device say what was reached; every other stage likewise has a rate of its own. The plan then prints
+predicted against actual time of what is finished: a job's prediction uses the records of the others.
 
 Estimates, not measurements: FLOPs of evaluations are 2 x active parameters x tokens, where the tokens of an item are
 assumed (pipeline/planning/costs.py); GRPO takes every answer at its greatest length; both are taken to reach a quarter
-of --mfu.
+of that MFU.
 
 A scale that was run on CPUs, or that neither config/layouts.yaml lays out for GPUs nor this machine has one for, is
 planned for the CPUs of this machine (--gpu says otherwise): time of one process for each stage, from stated times
@@ -31,7 +31,18 @@ from pipeline.commands.common import add_common
 from pipeline.config.layouts import Layouts
 from pipeline.dag.dag import Dag
 from pipeline.planning import costs, cpu
-from pipeline.planning.forecast import COMPUTING, CPU, SERVING, Cost, Plan, device_of, make, paces, rates
+from pipeline.planning.forecast import (
+    COMPUTING,
+    CPU,
+    SERVING,
+    Cost,
+    Plan,
+    device_of,
+    make,
+    measured_mfu,
+    paces,
+    rates,
+)
 from pipeline.planning.gpu_memory import GB, GPUS
 from pipeline.planning.words import aligned, duration, size
 
@@ -138,11 +149,23 @@ def _notes(plan: Plan) -> list[str]:
             f"took; --gpu {', '.join(GPUS)} plans for GPUs"
         )
     else:
+        shares = mfu_by_width(plan)
+        if plan.mfu:
+            share = f"{plan.mfu:g}, stated"
+        else:
+            share = ", ".join(f"{mfu:g} at d{width}" for width, mfu in shares.items())
+            share += ", by measurements on one H200 without communication"
         lines.append(
-            f"MFU of pre-training: {plan.mfu:g} of {GPUS[plan.device].flops / 1e12:g} TFLOP/s, stated; other stages: "
-            f"{plan.mfu * SERVING:g}, assumed. Stages with records: the rate they reached"
+            f"MFU of pre-training, of {GPUS[plan.device].flops / 1e12:g} TFLOP/s: {share}; other stages: {SERVING:g} "
+            "of that, assumed. Stages with records: the rate they reached"
         )
     return lines
+
+
+def mfu_by_width(plan: Plan) -> dict[int, float]:
+    """The MFU of pre-training that is planned with, for each width of the scale."""
+    widths = sorted({point.hidden for point in plan.dag.points.values()})
+    return {width: plan.mfu or measured_mfu(width) for width in widths}
 
 
 def calibration(plan: Plan) -> list[str]:
@@ -191,7 +214,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     if plan.on_cpu:
         total |= {"elapsed_hours": plan.elapsed_h, "cores": cpu.cores()}
     data = [cost.describe(unit) for cost in plan.jobs if cost.job.point is None]
-    heading = {"scale": plan.dag.name, "device": plan.device, "mfu": plan.mfu}
+    heading = {"scale": plan.dag.name, "device": plan.device, "mfu": mfu_by_width(plan)}
     return heading | {"points": points, "data": data, "remaining": total, "refusals": plan.refusals}
 
 
@@ -218,7 +241,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="kind of device (default: that of the scale's records; h200 for scales of GPUs)",
     )
     parser.add_argument(
-        "--mfu", default=0.4, type=_share, help="share of the GPU's peak (default: %(default)s, a guess)"
+        "--mfu", type=_share, help="share of the GPU's peak (default: what was measured on an H200 at the width)"
     )
     parser.add_argument(
         "--budget-gpu-hours", type=float, help="end with 1 if what remains takes more (CPUs: hours of processes)"

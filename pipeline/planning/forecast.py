@@ -3,7 +3,8 @@
     hours x GPUs = FLOPs / rate
 
 The rate of a stage, FLOP/s per GPU, is the median that its finished jobs of this scale reached on the same kind of
-device; without any, the stated MFU of the GPU's peak, and a quarter of it for stages on vLLM. On CPUs, where the start
+device; without any, the stated MFU of the GPU's peak, or that measured at the width, and a quarter of it for stages on
+vLLM. On CPUs, where the start
 of an engine counts, a job takes its stated time (cpu.py) times the median ratio of actual to stated time of its stage's
 finished jobs.
 """
@@ -26,7 +27,10 @@ from pipeline.planning import costs, cpu, gpu_memory
 from pipeline.planning.gpu_memory import GB, GPUS, MIB
 from pipeline.runtime.execution import gpus_here
 
-SERVING = 0.25  # share of the stated MFU that stages on vLLM are taken to reach; an assumption
+# Hidden size -> MFU of pre-training on one H200, without communication: means over 8 and 64 experts of the table in
+# docs/PERFORMANCE.md, at 2048 of 8 alone (of 64, four layers fit there, and the optimizer takes most of the step).
+MEASURED_MFU = {512: 0.41, 1024: 0.46, 2048: 0.55}
+SERVING = 0.25  # share of pre-training's MFU that stages on vLLM are taken to reach; an assumption
 COMPUTING = those(computes=True)
 CPU = "cpu"
 
@@ -64,7 +68,7 @@ class Plan:
 
     dag: Dag
     device: str
-    mfu: float
+    mfu: float | None  # of pre-training; None for that measured at a point's width
     jobs: list[Cost]
     refusals: list[str] = field(default_factory=list)
 
@@ -91,7 +95,7 @@ class Plan:
         return found
 
 
-def make(dag: Dag, layouts: Layouts, results: Path, device: str, mfu: float) -> Plan:
+def make(dag: Dag, layouts: Layouts, results: Path, device: str, mfu: float | None = None) -> Plan:
     """Cost every job of a scale. Reads records, writes nothing."""
     layouts.check(dag.points, those(laid_out=True))
     jobs = [_cost(dag, job, layouts, results, device) for job in dag.jobs]
@@ -103,7 +107,10 @@ def make(dag: Dag, layouts: Layouts, results: Path, device: str, mfu: float) -> 
             cost.predicted_h = stated_h * (_median(others, cost.actual_h and cost.actual_h / stated_h) or 1.0)
         elif stage in COMPUTING:
             reached = _median(others, cost.actual_h and cost.flops / cost.actual_h / 3600)
-            cost.predicted_h = cost.flops / (reached or _stated(device, mfu, stage)) / 3600
+            assert cost.job.point
+            share = mfu or measured_mfu(dag.points[cost.job.point].hidden)
+            stated = GPUS[device].flops * share * (1.0 if stage == "pretrain" else SERVING)
+            cost.predicted_h = cost.flops / (reached or stated) / 3600
     refusals = [_refusal(dag, cost, device) for cost in jobs if cost.remains]
     return Plan(dag, device, mfu, jobs, [refusal for refusal in refusals if refusal])
 
@@ -160,9 +167,9 @@ def _median(ordered: list[float], without: float | None) -> float | None:
     return median(ordered) if ordered else None
 
 
-def _stated(device: str, mfu: float, stage: str) -> float:
-    """FLOP/s per GPU at the stated MFU."""
-    return GPUS[device].flops * mfu * (1.0 if stage == "pretrain" else SERVING)
+def measured_mfu(hidden: int) -> float:
+    """MFU at the nearest width that was measured, by ratio."""
+    return MEASURED_MFU[min(MEASURED_MFU, key=lambda width: max(width / hidden, hidden / width))]
 
 
 def _record(results: Path, job: Job) -> dict[str, Any]:

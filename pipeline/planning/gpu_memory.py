@@ -11,11 +11,12 @@ experts that a rank holds; it works on T = micro_batch * sequence_length / tp to
     logits        under tensor parallelism instead (b + 4) V T in bf16, 4 V T in fp32: whole, with their fp32 softmax
 
 a, P_d and P_e come from the architecture (`layer_activations`, `layer_params`, `end_params`). The first of pp pipeline
-stages has min(pp, micro-batches) micro-batches in flight, the last has one. No peak was measured on a GPU. What a layer
-keeps was counted on the tensors that PyTorch saves for the backward pass (tests/engines/test_memory.py), and what is
-alive in the passes of the 65 released layouts was counted by benchmarks/gpu_count.py: 0.94 to 1.06 of activations and
-head. By this estimate all 65 fit an H200, and 23 of them would not with twice the micro-batch. The experts' load is
-taken as even. `RESERVE` is for what is not counted: the CUDA context, NCCL's buffers, fragmentation, uneven loads.
+stages has min(pp, micro-batches) micro-batches in flight, the last has one. On an H200 the peaks of six points were
+0.97 to 1.00 of this (docs/PERFORMANCE.md). What a layer keeps was counted on the tensors that PyTorch saves for the
+backward pass (tests/engines/test_memory.py), and what is alive in the passes of the 65 released layouts by
+benchmarks/gpu_count.py: 0.94 to 1.06 of activations and head. By this estimate all 65 fit an H200, and 23 of them would
+not with twice the micro-batch. The experts' load is taken as even. `RESERVE` is for what is not counted: the CUDA
+context, NCCL's buffers, fragmentation, uneven loads.
 """
 
 import math

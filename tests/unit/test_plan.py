@@ -15,6 +15,7 @@ from pipeline.config.scales import load_grid
 from pipeline.dag.dag import Dag, Job
 from pipeline.dag.stages import STAGES
 from pipeline.planning import costs, cpu
+from pipeline.planning.forecast import measured_mfu
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -63,7 +64,8 @@ def test_the_papers_grid_is_planned_in_65_rows(tmp_path, capsys, monkeypatch):
     (pretrain,) = (job for job in largest["jobs"] if job["stage"] == "pretrain")
     # docs/PAPER.md, grid: 43.1 GFLOPs per token, 125 B tokens; validation adds 0.7 %.
     assert pretrain["flops"] == pytest.approx(43.100e9 * 125.0e9, rel=0.01)
-    assert pretrain["gpu_hours"] == pytest.approx(pretrain["flops"] / (989e12 * 0.4) / 3600)
+    assert planned["mfu"] == {"512": 0.41, "1024": 0.46, "2048": 0.55}, "measured, docs/PERFORMANCE.md"
+    assert pretrain["gpu_hours"] == pytest.approx(pretrain["flops"] / (989e12 * 0.55) / 3600)
     assert pretrain["layout"] == {"nodes": 16, "gpus_per_node": 8, "tp": 1, "pp": 4, "ep": 8}
     assert all(job["remains"] for job in largest["jobs"])
     _, text = plan(capsys, monkeypatch, "--scale", "math", "--results", tmp_path)
@@ -223,6 +225,19 @@ def test_a_budget_is_a_guard(tmp_path, capsys, monkeypatch):
     assert plan(capsys, monkeypatch, *arguments, 1_000_000)[0] == 0
     status, text = plan(capsys, monkeypatch, *arguments, 1000)
     assert status == 1 and "above --budget-gpu-hours 1000" in text
+
+
+def test_a_stated_mfu_takes_the_place_of_the_measured(tmp_path, capsys, monkeypatch):
+    status, text = plan(capsys, monkeypatch, "--scale", "math", "--results", tmp_path, "--mfu", "0.2", "--json")
+    planned = json.loads(text)
+    assert status == 0 and set(planned["mfu"].values()) == {0.2}
+    (pretrain,) = (j for j in planned["points"]["d512-E8-k2-320M-A170M"]["jobs"] if j["stage"] == "pretrain")
+    assert pretrain["gpu_hours"] == pytest.approx(pretrain["flops"] / (989e12 * 0.2) / 3600)
+
+
+@pytest.mark.parametrize(("width", "mfu"), [(32, 0.41), (700, 0.41), (740, 0.46), (4096, 0.55)])
+def test_a_width_that_was_not_measured_is_taken_for_the_nearest(width, mfu):
+    assert measured_mfu(width) == mfu
 
 
 def test_an_impossible_mfu_is_refused(capsys, monkeypatch):

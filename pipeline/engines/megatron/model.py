@@ -33,6 +33,8 @@ for message in (
     "torch.distributed is disabled",
     "`load_state_dict` is deprecated",
     "Please use DTensor",
+    "The .grad attribute of a Tensor that is not a leaf",
+    r"barrier\(\): using the device under current context",
 ):
     warnings.filterwarnings("ignore", message=message)
 

@@ -138,9 +138,10 @@ class Trainer:
         for i in range(micro_batches):
             first = start + (i * self.replicas + self.replica) * size
             samples = [dataset[j] for j in range(first, first + size)]
-            yield {
-                k: torch.stack([s[k] for s in samples]).to(self.device) for k in ("tokens", "labels", "position_ids")
-            }
+            batch = {k: torch.stack([s[k] for s in samples]) for k in ("tokens", "labels", "position_ids")}
+            if self.device.type == "cuda":  # from pinned memory, or the host would wait until the GPU has nothing to do
+                batch = {k: values.pin_memory() for k, values in batch.items()}
+            yield {k: values.to(self.device, non_blocking=True) for k, values in batch.items()}
 
     def _run(
         self, batches: Iterator[dict[str, torch.Tensor]], count: int, forward_only: bool
