@@ -88,15 +88,45 @@ def test_batches_are_cut_into_the_parts_that_verl_cuts(tmp_path: Path) -> None:
 import torch
 from verl.utils import seqlen_balancing
 own = seqlen_balancing.karmarkar_karp
-from pipeline.engines.verl.plugin import balance, registry
+from pipeline.engines.verl.plugin import batches, registry
 torch.manual_seed(0)
 for parts, equal in ((1, True), (1, False), (3, False), (4, True), (7, False)):
     work = seqlen_balancing.calculate_workload(torch.randint(10, 14, (84,)))
     found = []
-    for function in (own, balance.partition):
+    for function in (own, batches.partition):
         seqlen_balancing.karmarkar_karp = function
         found.append(seqlen_balancing.get_seqlen_balanced_partitions(work, parts, equal))
     assert found[0] == found[1], (parts, equal)
+print("equal")
+"""
+    assert "equal" in with_the_plugin(code, tmp_path)
+
+
+def test_the_samples_of_a_part_are_those_that_verl_selects(tmp_path: Path) -> None:
+    code = """
+import torch
+from tensordict import NonTensorStack, TensorDict
+from verl.utils import tensordict_utils as utils
+own = utils.index_select_tensor_dict
+from pipeline.engines.verl.plugin import batches, registry
+assert utils.index_select_tensor_dict is batches.select and own is not batches.select
+generator = torch.Generator().manual_seed(0)
+lengths = [1, 0, 7, 3, 3, 12]
+ragged = utils.nested_tensor_from_tensor_list([torch.randn(n, generator=generator) for n in lengths])
+deep = utils.nested_tensor_from_tensor_list([torch.randn(2, n, generator=generator) for n in lengths])
+names = NonTensorStack(*"abcdef")
+fields = {"ragged": ragged, "ids": (10 * ragged).long(), "deep": deep, "whole": torch.arange(6), "names": names}
+batch = TensorDict(fields, batch_size=6)
+for numbers in ([4, 0, 2], torch.tensor([5]), [1, 3], [2, 2, 2]):
+    one, other = own(batch, numbers), batches.select(batch, numbers)
+    assert set(one.keys()) == set(other.keys()) and one.batch_size == other.batch_size
+    for name in ("ragged", "ids", "deep"):
+        assert one[name].dtype == other[name].dtype and one[name].size(0) == other[name].size(0)
+        assert all(torch.equal(a, b) for a, b in zip(one[name].unbind(), other[name].unbind(), strict=True))
+        assert torch.equal(one[name].offsets(), other[name].offsets())
+    assert one["ragged"].to_padded_tensor(0).equal(other["ragged"].to_padded_tensor(0))
+    assert torch.equal(one["whole"], other["whole"]) and list(one["names"]) == list(other["names"])
+assert batches.select(None, [0]) is None
 print("equal")
 """
     assert "equal" in with_the_plugin(code, tmp_path)

@@ -4,7 +4,7 @@ platform  every process: the CPU, which stock verl does not know (VERL_USE_EXTER
 registry  trainer, actor, server: puts the classes below in place of verl's (model.external_lib)
 l1_clip   actor, if asked for: the authors' second gradient clip; in place of registry, which it includes
 log_probs actor: log-probabilities of thousands of tokens at a time, in place of one by one
-balance   trainer, actor: the partition of a batch, on numbers in place of tensors of one number
+batches   trainer, actor: the parts of a batch, on numbers and whole tensors in place of scalars and single rows
 adapter   actor: Mixtral's names for vLLM, and a socket that no other run has
 rollouts  trainer: one request per batch in place of three per sample (rollout.agent.agent_loop_manager_class)
 server    vLLM's server: the other end of adapter and rollouts

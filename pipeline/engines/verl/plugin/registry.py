@@ -4,9 +4,9 @@ from typing import Any
 
 from verl.workers.rollout import base, replica, router
 
-from pipeline.engines.verl.plugin import balance, log_probs
+from pipeline.engines.verl.plugin import batches, log_probs
 
-__all__ = ["balance", "log_probs"]
+__all__ = ["batches", "log_probs"]
 
 
 def _load_replica() -> type:
