@@ -70,14 +70,14 @@ def _overview(merged: pd.DataFrame) -> Chart | None:
             rows.append([against(merged, k, TOTAL, prefix=f"{side.capitalize()}: ") for side, k in first.items() if k])
     caption = "Left: memorisation; right: reasoning. Each line is a series of models with equal active parameters. "
     caption += f"{bars_note(merged)}"
-    return make_chart("overview", FIGURES["overview"].title, caption, rows)
+    return make_chart("overview", caption, rows)
 
 
 def _losses(merged: pd.DataFrame) -> Chart | None:
     caption = "Cross-entropy in nats per token. Each line is a series of models with equal active parameters. "
     caption += bars_note(merged)
     row = [against(merged, key, TOTAL) for key in LOSSES]
-    return make_chart("loss", FIGURES["loss"].title, caption, [row])
+    return make_chart("loss", caption, [row])
 
 
 def _by_task(merged: pd.DataFrame, name: str, measured: str) -> Chart | None:
@@ -87,7 +87,7 @@ def _by_task(merged: pd.DataFrame, name: str, measured: str) -> Chart | None:
     rows = [[against(merged, key, x) for key in keys] for x in (TOTAL, TPP)]
     caption = "Base models, before any post-training. Tokens per parameter counts total parameters: within a series "
     caption += f"both axes show the same models. {bars_note(merged)}"
-    return make_chart(name, FIGURES[name].title, caption, rows)
+    return make_chart(name, caption, rows)
 
 
 def _by(merged: pd.DataFrame, name: str, measured: str, x_label: str) -> Chart | None:
@@ -98,7 +98,7 @@ def _by(merged: pd.DataFrame, name: str, measured: str, x_label: str) -> Chart |
         return None
     row = [against(joined, key, x_label) for key in primary(merged, measured)]
     caption = f"As the paper's {FIGURES[name].paper}. Base models; a line joins a series in the order of its experts. "
-    return make_chart(name, FIGURES[name].title, caption + bars_note(merged), [row])
+    return make_chart(name, caption + bars_note(merged), [row])
 
 
 def _by_shots(merged: pd.DataFrame) -> Chart | None:
@@ -115,9 +115,9 @@ def _by_shots(merged: pd.DataFrame) -> Chart | None:
             x, y, bars = (run[name].astype(float).tolist() for name in ("shots", "value", "stderr"))
             lines.append(Line(f"E={experts}", x, y, shade[experts], bars, marker="o", facts=facts(run)))
         panels.append(Panel(f"{task}: {series}{items(group)}", SHOTS, words(str(metric)), lines, None, share=True))
-    figure = FIGURES["accuracy_by_shots"]
-    caption = f"As the paper's {figure.paper}. Base models; lighter lines: more experts. {bars_note(merged)}"
-    return make_chart("accuracy_by_shots", figure.title, caption, [list(panels)])
+    paper = FIGURES["accuracy_by_shots"].paper
+    caption = f"As the paper's {paper}. Base models; lighter lines: more experts. {bars_note(merged)}"
+    return make_chart("accuracy_by_shots", caption, [list(panels)])
 
 
 def _against_loss(merged: pd.DataFrame) -> Chart | None:
@@ -147,7 +147,7 @@ def _against_loss(merged: pd.DataFrame) -> Chart | None:
     caption += f"left, and its colour the sparsity 1 - k/E. Dashed: {FORM} (arXiv 2403.08540), fitted to all "
     caption += "checkpoints of a sparsity where they are enough; the figure's CSV has the coefficients. "
     caption += bars_note(merged)
-    return make_chart("error_against_loss", FIGURES["error_against_loss"].title, caption, rows)
+    return make_chart("error_against_loss", caption, rows)
 
 
 def _fitted(checkpoints: pd.DataFrame, colours: dict[Any, str]) -> list[Line]:
@@ -172,7 +172,7 @@ def _grpo(merged: pd.DataFrame) -> Chart | None:
     merged = merged[merged["series"].isin(trained["series"])]
     row = [against(merged, key, TOTAL, (BASE, GRPO)) for key in keys]
     caption = f"Solid lines, filled markers: base models; dashed lines, open markers: after GRPO. {bars_note(merged)}"
-    return make_chart("grpo", FIGURES["grpo"].title, caption, [row])
+    return make_chart("grpo", caption, [row])
 
 
 def _self_consistency(merged: pd.DataFrame) -> Chart | None:
@@ -192,7 +192,7 @@ def _self_consistency(merged: pd.DataFrame) -> Chart | None:
         panels.append(Panel(title, "samples per question", "fraction correct", lines, log_base=2, share=True))
     caption = "Solid: the majority vote is correct. Dashed: at least one sample is correct (coverage). Lighter lines: "
     caption += f"more experts. {bars_note(merged)}"
-    return make_chart("self_consistency", FIGURES["self_consistency"].title, caption, [list(panels)], share_y=True)
+    return make_chart("self_consistency", caption, [list(panels)], share_y=True)
 
 
 def _training(
@@ -211,4 +211,4 @@ def _training(
                 lines.append(Line(f"E={experts}", x, y, shade[experts], marker="." if len(x) <= 20 else ""))
             panels.append(Panel(str(series), "step", words(curve), lines, None))
     caption = "Lighter lines: more experts. Long curves are averaged over equal blocks of steps."
-    return make_chart(name, FIGURES[name].title, caption, [panels], share_y=True)
+    return make_chart(name, caption, [panels], share_y=True)

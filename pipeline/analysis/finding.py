@@ -7,7 +7,6 @@ experts. If training loss decided what a model can do, both paths would lie on o
 import pandas as pd
 
 from pipeline.analysis.answer import main_numbers
-from pipeline.analysis.catalogue import FIGURES
 from pipeline.analysis.metrics import MEMORISATION, Key, family, kind, words
 from pipeline.analysis.panels import LOSS, PALETTE, Chart, Panel, bars_note, items, line_of, make_chart
 from pipeline.analysis.tables import over_seeds, with_loss
@@ -27,7 +26,7 @@ def finding(results: pd.DataFrame) -> Chart | None:
         "Left: what the models remember; right: what they do with problems that they have not seen, both against their "
         f"training loss, which falls from left to right. {bars_note(merged)}"
     )
-    return make_chart("finding", FIGURES["finding"].title, caption, [row])
+    return make_chart("finding", caption, [row])
 
 
 def _paths(merged: pd.DataFrame) -> dict[str, pd.DataFrame]:

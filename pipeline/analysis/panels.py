@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.analysis.catalogue import FIGURES
 from pipeline.analysis.metrics import Key, family, words
 from pipeline.dag.stages import BASE, GRPO
 
@@ -78,15 +79,19 @@ class Chart:
 
 
 def make_chart(
-    name: str, title: str, caption: str, rows: Iterable[list[Panel | None]], share_y: bool = False
+    name: str, caption: str, rows: Iterable[list[Panel | None]], title: str = "", share_y: bool = False
 ) -> Chart | None:
-    """A chart of the panels there are, long rows broken evenly; None without any."""
+    """A chart of the panels there are, long rows broken evenly; None without any.
+
+    Args:
+        title: by default that of the catalogue.
+    """
     broken = []
     for row in rows:
         kept = [panel for panel in row if panel]
         length = math.ceil(len(kept) / math.ceil(len(kept) / COLUMNS)) if kept else 1
         broken += [kept[i : i + length] for i in range(0, len(kept), length)]
-    return Chart(name, title, caption, broken, share_y) if broken else None
+    return Chart(name, title or FIGURES[name].title, caption, broken, share_y) if broken else None
 
 
 def bars_note(merged: pd.DataFrame) -> str:

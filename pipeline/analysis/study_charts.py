@@ -42,11 +42,11 @@ def charts(compared: Sequence[Side]) -> list[Chart]:
     }
     whole = pd.concat(merged.values())
     note = f"One colour a scale; lines join models of equal active parameters, dashed after GRPO. {bars_note(whole)}"
-    every = [make_chart("study_loss", "Pre-training loss", note, [[_panel(merged, key, TOTAL) for key in LOSSES]])]
+    every = [make_chart("study_loss", note, [[_panel(merged, key, TOTAL) for key in LOSSES]], "Pre-training loss")]
     for measured, name, title in FIGURES:
         keys = primary(whole, measured)
         rows = [[_panel(merged, key, x) for key in keys] for x in (TOTAL, LOSS)]
-        every.append(make_chart(name, f"{title} at all scales of the study", note, rows))
+        every.append(make_chart(name, note, rows, f"{title} at all scales of the study"))
     return [chart for chart in every if chart is not None]
 
 

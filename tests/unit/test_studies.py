@@ -29,7 +29,7 @@ STUDY = {"title": "Do they differ?", "source": "this test", "scales": {"mini": "
 def test_a_study_has_the_evaluations_of_its_scales_and_what_they_need():
     study = load("studies/problems", CONFIG / "grid.yaml")
     assert isinstance(study, StudyDag)
-    assert {scale: len(models) for scale, models in study.models.items()} == dict.fromkeys(study.study.scales, 20)
+    assert {scale: len(models) for scale, models in study.models.items()} == dict.fromkeys(study.study.scales, 16)
     own = study.page
     assert (own.folder.as_posix(), own.label) == ("studies/problems/study", "study")
     compared = study.inputs(own)
