@@ -68,8 +68,7 @@ def _overview(merged: pd.DataFrame) -> Chart | None:
         first = {side: next((k for k in keys if kind(k.task) == side), None) for side in (MEMORISATION, REASONING)}
         if all(first.values()):
             rows.append([against(merged, k, TOTAL, prefix=f"{side.capitalize()}: ") for side, k in first.items() if k])
-    caption = "Left: memorisation; right: reasoning. Each line is a series of models with equal active parameters. "
-    caption += f"{bars_note(merged)}"
+    caption = f"Each line is a series of models with equal active parameters. {bars_note(merged)}"
     return make_chart("overview", caption, rows)
 
 

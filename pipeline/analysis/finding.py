@@ -23,8 +23,8 @@ def finding(results: pd.DataFrame) -> Chart | None:
     if not all(row):
         return None
     caption = (
-        "Left: what the models remember; right: what they do with problems that they have not seen, both against their "
-        f"training loss, which falls from left to right. {bars_note(merged)}"
+        "What the models remember, and what they do with problems that they have not seen, both against their training "
+        f"loss, which falls from left to right. {bars_note(merged)}"
     )
     return make_chart("finding", caption, [row])
 

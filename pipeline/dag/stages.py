@@ -216,7 +216,7 @@ STAGES: dict[str, Stage] = {
         on_cpu=OnCpu(start_s=3),
     ),
     "figures": Stage(
-        version=5,
+        version=6,
         unit=(),
         jobs=upstream.one_job,
         inputs=upstream.figures_inputs,
