@@ -54,15 +54,22 @@ def test_in_bf16_losses_are_those_of_the_other_modules_to_its_rounding(monkeypat
     assert furthest(rows[0][:, :3], rows[1][:, :3]) < 5e-3 and furthest(rows[0][:, 3], rows[1][:, 3]) < 2e-2
 
 
-@pytest.mark.parametrize("planted", ["rows", "z_loss", "angle"])
+LARGER = {"copies": "sum_of_copies", "router's gradient": "weighted_swiglu_backward", "norm": "rms_norm"}
+
+
+@pytest.mark.parametrize("planted", ["rows", "z_loss", "angle", *LARGER])
 def test_a_planted_error_is_seen(
     planted: str, megatrons: Callable[..., torch.Tensor], for_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is a thousandth of one quantity. (Adam's steps do not follow the size of gradients; their norm does.)"""
-    from pipeline.engines.megatron import gpu
+    from pipeline.engines.megatron import gpu, gpu_experts
 
     if planted == "rows":
         monkeypatch.setattr(gpu, "add_product", scaled(gpu.add_product))
+    elif planted in LARGER:
+        module, name = gpu if planted == "norm" else gpu_experts, LARGER[planted]
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *inputs: 1.001 * function(*inputs))
     elif planted == "angle":
         original = gpu.tables
         monkeypatch.setattr(gpu, "tables", lambda angles, dtype: original(1.001 * angles, dtype))
