@@ -185,7 +185,60 @@ def test_what_they_do_not_compute_is_left_to_megatrons_modules() -> None:
     assert not rotation_fits({"position_embedding_type": "rope", "rotary_percent": 0.5})
 
 
-# ------------------------------------------------------------------------------------------- data parallel ranks
+# ------------------------------------------------------------------------------------------------- several ranks
+
+
+def of_two_ranks(target: Callable[..., None], *arguments: Any) -> list[Any]:
+    """What two processes answer that Megatron can join: `target(rank, port, *arguments, answers)`."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    processes = [context.Process(target=target, args=(rank, port, *arguments, answers)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        return [answers.get(timeout=120) for _ in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def train_cut(rank: int, port: int, layout: dict[str, int], answers: Any) -> None:
+    """In one of two processes that hold a part each: losses and gradient norms, by the other modules and by these."""
+    import os
+
+    from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+
+    from pipeline.engines.megatron import fast, gpu
+    from pipeline.engines.megatron.trainer import Trainer
+    from pipeline.runtime.execution import Execution
+    from tests.engines.test_fast import Successors
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    fast.fits = lambda *_: False  # type: ignore[assignment]
+    execution, found = Execution(device="cpu", ranks=2, **layout), []
+    point, data = point_of("wide, two micro-batches", global_batch=16), Successors()
+    with megatron.session(execution) as device:
+        for on_gpu in (False, True):
+            gpu.uses_gpu = lambda _, answer=on_gpu: answer  # type: ignore[assignment]
+            get_moe_layer_wise_logging_tracker().clear()
+            training = Trainer(megatron.build_model(point, execution, device, torch.float32), point)
+            kinds = {type(module).__name__ for module in training.weights.modules()}
+            assert ({"FusedExperts", "Norm"} <= kinds) is on_gpu and "Experts" not in kinds
+            steps = [training.step(data, step) for step in range(6)]
+            found.append([(step.loss, step.load_balance, step.grad_norm) for step in steps])
+    answers.put(found)
+
+
+@pytest.mark.parametrize("layout", [{"ep": 2}, {"tp": 2}], ids=["experts", "tensors"])
+def test_ranks_that_hold_a_part_have_the_losses_of_the_other_modules(layout: dict[str, int]) -> None:
+    for others, ours in of_two_ranks(train_cut, layout):
+        assert furthest(torch.tensor(ours), torch.tensor(others)) < 1e-6
+        assert ours[-1][0] < ours[0][0]
 
 
 def train_both_ways(rank: int, port: int, folder: Path, answers: Any) -> None:
@@ -236,23 +289,9 @@ def test_communication_during_the_computation_changes_nothing(tmp_path: Path) ->
     """Losses, validation and last weights are the same, but for the order in which the gradients' norm is summed;
     weights are read in the way that waits for them; and training continues exactly from what it saved.
     """
-    import socket
-
     import numpy as np
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    processes = [context.Process(target=train_both_ways, args=(rank, port, tmp_path, answers)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    try:
-        ranks = [answers.get(timeout=120) for _ in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    ranks = of_two_ranks(train_both_ways, tmp_path)
     for (losses, last, _), (losses_overlapping, last_overlapping, _), (seventh, again, eighth, again_eighth) in ranks:
         assert seventh == again and eighth == again_eighth != seventh
         assert losses == pytest.approx(losses_overlapping, rel=1e-6) and losses[-1] < losses[0]
