@@ -178,10 +178,11 @@ def pretending(counting: Counting) -> Iterator[None]:
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(q, k, v, 0.0, is_causal, scale=scale)[0]
 
+    norms = norm(counting)
     fused = {
         (gpu, "_loss_and_gradient"): as_one(counting, gpu._loss_and_gradient, "loss and gradient"),
         (gpu, "rotate"): rotation(counting),
-        (gpu, "rms_norm"): norm(counting),
+        (gpu, "rms_norm"): norms,
     }
     names = {
         fused_bias_swiglu: ("weighted_swiglu", "weighted_swiglu_back"),
@@ -200,7 +201,6 @@ def pretending(counting: Counting) -> Iterator[None]:
         stack.enter_context(patch.object(torch.cuda, "current_stream", Stream))
         stack.enter_context(patch.object(token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", None))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", attention))
-        ours = norm(counting)
-        stack.enter_context(patch.object(F, "rms_norm", lambda x, shape, weight, eps: ours(x, weight, eps)))
+        stack.enter_context(patch.object(F, "rms_norm", lambda x, shape, weight, eps: norms(x, weight, eps)))
         stack.enter_context(patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", counting.known_to_host))
         yield

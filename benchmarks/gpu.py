@@ -32,7 +32,7 @@ from unittest.mock import patch
 
 from benchmarks.pretrain import matmul_flops, megatron_step, transformers_step
 from pipeline.config.layouts import Layout
-from pipeline.config.recipes import Pretrain
+from pipeline.config.recipes import DTYPES, Pretrain
 from pipeline.config.scales import Model
 from pipeline.dag.point import Point
 from pipeline.planning.gpu_memory import GB, GPUS, pretrain_memory
@@ -187,7 +187,7 @@ def timed(engine: str, point: Point, device_name: str) -> dict[str, Any]:
         if engine != PEER:
             use_modules(engine, stack)
         device = stack.enter_context(megatron.session(execution))
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[point.pretrain.dtype]
+        dtype = getattr(torch, DTYPES[point.pretrain.dtype])
         batch, on_gpu = point.pretrain.global_batch, device.type == "cuda"
         data = data_of(point, 2 * batch)
         if engine == PEER:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.config.recipes import Pretrain
+from pipeline.config.recipes import DTYPES, Pretrain
 from pipeline.config.scales import Model
 from pipeline.dag.dag import Dag
 from pipeline.dag.point import Point
@@ -121,7 +121,7 @@ def serve(engine: str, points: list[Point], device_name: str, pipe: Connection) 
         if engine == PEER_KEEPING:
             keep_freed_memory()
         for point in points:
-            dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[point.pretrain.dtype]
+            dtype = getattr(torch, DTYPES[point.pretrain.dtype])
             batch, length = point.pretrain.global_batch, point.model.sequence_length
             generator = torch.Generator().manual_seed(0)
             ids = torch.randint(0, point.model.vocab_size, (max(SAMPLES, 2 * batch), length), generator=generator)

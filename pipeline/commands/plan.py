@@ -31,18 +31,7 @@ from pipeline.commands.common import add_common
 from pipeline.config.layouts import Layouts
 from pipeline.dag.dag import Dag
 from pipeline.planning import costs, cpu
-from pipeline.planning.forecast import (
-    COMPUTING,
-    CPU,
-    SERVING,
-    Cost,
-    Plan,
-    device_of,
-    make,
-    measured_mfu,
-    paces,
-    rates,
-)
+from pipeline.planning.forecast import COMPUTING, CPU, SERVING, Cost, Plan, device_of, make, paces, rates
 from pipeline.planning.gpu_memory import GB, GPUS
 from pipeline.planning.words import aligned, duration, size
 
@@ -149,23 +138,16 @@ def _notes(plan: Plan) -> list[str]:
             f"took; --gpu {', '.join(GPUS)} plans for GPUs"
         )
     else:
-        shares = mfu_by_width(plan)
-        if plan.mfu:
-            share = f"{plan.mfu:g}, stated"
+        if plan.mfu_is_stated:
+            share = f"{max(plan.mfu.values()):g}, stated"
         else:
-            share = ", ".join(f"{mfu:g} at d{width}" for width, mfu in shares.items())
+            share = ", ".join(f"{mfu:g} at d{hidden}" for hidden, mfu in plan.mfu.items())
             share += ", by measurements on one H200 without communication"
         lines.append(
             f"MFU of pre-training, of {GPUS[plan.device].flops / 1e12:g} TFLOP/s: {share}; other stages: {SERVING:g} "
             "of that, assumed. Stages with records: the rate they reached"
         )
     return lines
-
-
-def mfu_by_width(plan: Plan) -> dict[int, float]:
-    """The MFU of pre-training that is planned with, for each width of the scale."""
-    widths = sorted({point.hidden for point in plan.dag.points.values()})
-    return {width: plan.mfu or measured_mfu(width) for width in widths}
 
 
 def calibration(plan: Plan) -> list[str]:
@@ -214,7 +196,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     if plan.on_cpu:
         total |= {"elapsed_hours": plan.elapsed_h, "cores": cpu.cores()}
     data = [cost.describe(unit) for cost in plan.jobs if cost.job.point is None]
-    heading = {"scale": plan.dag.name, "device": plan.device, "mfu": mfu_by_width(plan)}
+    heading = {"scale": plan.dag.name, "device": plan.device, "mfu": plan.mfu}
     return heading | {"points": points, "data": data, "remaining": total, "refusals": plan.refusals}
 
 

@@ -4,9 +4,8 @@
 
 The rate of a stage, FLOP/s per GPU, is the median that its finished jobs of this scale reached on the same kind of
 device; without any, the stated MFU of the GPU's peak, or that measured at the width, and a quarter of it for stages on
-vLLM. On CPUs, where the start
-of an engine counts, a job takes its stated time (cpu.py) times the median ratio of actual to stated time of its stage's
-finished jobs.
+vLLM. On CPUs, where the start of an engine counts, a job takes its stated time (cpu.py) times the median ratio of
+actual to stated time of its stage's finished jobs.
 """
 
 import json
@@ -68,7 +67,8 @@ class Plan:
 
     dag: Dag
     device: str
-    mfu: float | None  # of pre-training; None for that measured at a point's width
+    mfu: dict[int, float]  # of pre-training, by hidden size
+    mfu_is_stated: bool  # or as measured
     jobs: list[Cost]
     refusals: list[str] = field(default_factory=list)
 
@@ -99,6 +99,7 @@ def make(dag: Dag, layouts: Layouts, results: Path, device: str, mfu: float | No
     """Cost every job of a scale. Reads records, writes nothing."""
     layouts.check(dag.points, those(laid_out=True))
     jobs = [_cost(dag, job, layouts, results, device) for job in dag.jobs]
+    shares = {hidden: mfu or measured_mfu(hidden) for hidden in sorted({p.hidden for p in dag.points.values()})}
     measured = paces(dag, jobs) if device == CPU else rates(jobs)
     for cost in jobs:  # by the finished jobs of its stage without its own, so that a prediction can be checked
         others, stage = measured.get(cost.job.stage, []), cost.job.stage
@@ -108,11 +109,11 @@ def make(dag: Dag, layouts: Layouts, results: Path, device: str, mfu: float | No
         elif stage in COMPUTING:
             reached = _median(others, cost.actual_h and cost.flops / cost.actual_h / 3600)
             assert cost.job.point
-            share = mfu or measured_mfu(dag.points[cost.job.point].hidden)
+            share = shares[dag.points[cost.job.point].hidden]
             stated = GPUS[device].flops * share * (1.0 if stage == "pretrain" else SERVING)
             cost.predicted_h = cost.flops / (reached or stated) / 3600
     refusals = [_refusal(dag, cost, device) for cost in jobs if cost.remains]
-    return Plan(dag, device, mfu, jobs, [refusal for refusal in refusals if refusal])
+    return Plan(dag, device, shares, mfu is not None, jobs, [refusal for refusal in refusals if refusal])
 
 
 def device_of(dag: Dag, layouts: Layouts, results: Path) -> str:

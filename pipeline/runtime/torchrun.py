@@ -45,7 +45,7 @@ def torchrun(module: str, argument: Path, execution: Execution) -> None:
     if execution.nodes == 1:
         command += ["--standalone", "-m", module, str(argument)]
     else:
-        meeting = [f"--rdzv-endpoint={socket.gethostname()}:{_free_port()}", f"--rdzv-id={uuid.uuid4().hex[:8]}"]
+        meeting = [f"--rdzv-endpoint={socket.gethostname()}:{free_port()}", f"--rdzv-id={uuid.uuid4().hex[:8]}"]
         command += [f"--nnodes={execution.nodes}", "--rdzv-backend=c10d", *meeting, "-m", module, str(argument)]
         failed.unlink(missing_ok=True)
         script = argument.with_name("torchrun.sh")
@@ -84,7 +84,8 @@ def _prepare() -> None:
     die_with_parent(signal.SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

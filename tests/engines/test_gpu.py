@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.engines.megatron import model as megatron
+from pipeline.runtime.torchrun import free_port
 from tests.engines.test_fast import CPU, SHAPES, curves, furthest, megatrons, point_of, scaled
 from tests.helpers import qwen3_moe
 
@@ -188,16 +189,11 @@ def test_what_they_do_not_compute_is_left_to_megatrons_modules() -> None:
 # ------------------------------------------------------------------------------------------------- several ranks
 
 
-def of_two_ranks(target: Callable[..., None], *arguments: Any) -> list[Any]:
-    """What two processes answer that Megatron can join: `target(rank, port, *arguments, answers)`."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
+def of_two_ranks(target: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `target(*arguments)` returns in two processes that Megatron can join."""
+    context, port = torch.multiprocessing.get_context("spawn"), free_port()
     answers = context.Queue()
-    processes = [context.Process(target=target, args=(rank, port, *arguments, answers)) for rank in range(2)]
+    processes = [context.Process(target=as_rank, args=(rank, port, answers, target, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
     try:
@@ -207,19 +203,26 @@ def of_two_ranks(target: Callable[..., None], *arguments: Any) -> list[Any]:
             process.kill()
 
 
-def train_cut(rank: int, port: int, layout: dict[str, int], answers: Any) -> None:
-    """In one of two processes that hold a part each: losses and gradient norms, by the other modules and by these."""
+def as_rank(rank: int, port: int, answers: Any, target: Callable[..., Any], *arguments: Any) -> None:
+    """In one of the two, with models that are not built for a CPU."""
     import os
 
+    from pipeline.engines.megatron import fast
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    fast.fits = lambda *_: False  # type: ignore[assignment]
+    answers.put(target(*arguments))
+
+
+def train_cut(layout: dict[str, int]) -> list[Any]:
+    """In one of two processes that hold a part each: losses and gradient norms, by the other modules and by these."""
     from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
 
-    from pipeline.engines.megatron import fast, gpu
+    from pipeline.engines.megatron import gpu
     from pipeline.engines.megatron.trainer import Trainer
     from pipeline.runtime.execution import Execution
     from tests.engines.test_fast import Successors
 
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    fast.fits = lambda *_: False  # type: ignore[assignment]
     execution, found = Execution(device="cpu", ranks=2, **layout), []
     point, data = point_of("wide, two micro-batches", global_batch=16), Successors()
     with megatron.session(execution) as device:
@@ -231,7 +234,7 @@ def train_cut(rank: int, port: int, layout: dict[str, int], answers: Any) -> Non
             assert ({"FusedExperts", "Norm"} <= kinds) is on_gpu and "Experts" not in kinds
             steps = [training.step(data, step) for step in range(6)]
             found.append([(step.loss, step.load_balance, step.grad_norm) for step in steps])
-    answers.put(found)
+    return found
 
 
 @pytest.mark.parametrize("layout", [{"ep": 2}, {"tp": 2}], ids=["experts", "tensors"])
@@ -241,22 +244,19 @@ def test_ranks_that_hold_a_part_have_the_losses_of_the_other_modules(layout: dic
         assert ours[-1][0] < ours[0][0]
 
 
-def train_both_ways(rank: int, port: int, folder: Path, answers: Any) -> None:
+def train_both_ways(folder: Path) -> list[Any]:
     """In one of two processes: losses and last weights without and with communication during the computation, and the
     loss of one more step, by the same trainer and by one that loads what it saved.
     """
-    import os
     from functools import partial
 
     import megatron.core.distributed as distributed
     from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
 
-    from pipeline.engines.megatron import fast, gpu, trainer
+    from pipeline.engines.megatron import gpu, trainer
     from pipeline.runtime.execution import Execution
     from tests.engines.test_fast import Successors
 
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    fast.fits = lambda *_: False  # type: ignore[assignment]
     gpu.uses_gpu = lambda _: True  # type: ignore[assignment]
     # Several buckets, so that some are sent while others are computed.
     distributed.DistributedDataParallelConfig = partial(distributed.DistributedDataParallelConfig, bucket_size=4000)
@@ -282,7 +282,7 @@ def train_both_ways(rank: int, port: int, folder: Path, answers: Any) -> None:
         other.load(folder)
         results.append((training.step(data, 6).loss, other.step(data, 6).loss, training.step(data, 7).loss))
         results[-1] += (other.step(data, 7).loss,)
-    answers.put(results)
+    return results
 
 
 def test_communication_during_the_computation_changes_nothing(tmp_path: Path) -> None:

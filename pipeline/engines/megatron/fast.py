@@ -57,11 +57,9 @@ def fits(stated: dict[str, Any], config: TransformerConfig, device: torch.device
 
 def fast_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     """The specification of this rank's layers with the modules below in place."""
-    block = block_spec(config)
-    block.layer_norm = FastRMSNorm
+    block = block_spec(config, FastRMSNorm)
     for layer in block.layer_specs:
         parts = layer.submodules
-        parts.input_layernorm = parts.pre_mlp_layernorm = FastRMSNorm
         parts.self_attention.module = FastSelfAttention
         parts.self_attn_bda = parts.mlp_bda = add
         parts.mlp = FastMoELayer

@@ -23,7 +23,6 @@ from megatron.core.jit import jit_fuser
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.attention import SelfAttention
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -62,18 +61,14 @@ def rotation_fits(arguments: dict[str, Any]) -> bool:
 
 def gpu_spec(config: TransformerConfig, arguments: dict[str, Any]) -> TransformerBlockSubmodules:
     """The specification of this rank's layers with the modules below in place where they fit."""
-    block = block_spec(config)
-    block.layer_norm = Norm
+    block = block_spec(config, Norm, FusedExperts)
     for layer in block.layer_specs:
         parts = layer.submodules
-        parts.input_layernorm = parts.pre_mlp_layernorm = Norm
         if rotation_fits(arguments):
             parts.self_attention.module = Attention
             parts.self_attention.submodules.core_attention = RotatedAttention
         if experts_fit(config):
             parts.mlp = Experts
-        else:
-            parts.mlp.submodules.experts = ModuleSpec(module=FusedExperts)
     return block
 
 

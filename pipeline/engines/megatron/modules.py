@@ -109,13 +109,15 @@ class RMSNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel
 
 
-def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """Megatron's local specification of this rank's layers, with the modules above in place."""
+def block_spec(
+    config: TransformerConfig, norm: type = RMSNorm, experts: type = GroupedExperts
+) -> TransformerBlockSubmodules:
+    """Megatron's local specification of this rank's layers, with the modules above in place, or those given."""
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization=config.normalization)
-    block.layer_norm = RMSNorm
+    block.layer_norm = norm
     for layer in block.layer_specs:
         parts = layer.submodules
-        parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+        parts.input_layernorm = parts.pre_mlp_layernorm = norm
         parts.self_attention.submodules.core_attention = FusedAttention
-        parts.mlp.submodules.experts = ModuleSpec(module=GroupedExperts)
+        parts.mlp.submodules.experts = ModuleSpec(module=experts)
     return block
